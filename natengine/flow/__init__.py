@@ -1,0 +1,1 @@
+"""Connection state without packets: what a flow is, TCP's states as data, outside ports."""

@@ -1,0 +1,30 @@
+"""Settings of the engine: frozen values with a source for each default.  No parsing here.
+
+Times are nanoseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """How long an idle flow is kept, per protocol and state."""
+
+    tcp_established_ns: int = 7440 * SECOND_NS     # RFC 5382 REQ-5: 2 h 4 min at least
+    tcp_transitory_ns: int = 240 * SECOND_NS       # RFC 5382 REQ-5: 4 min at least; RFC 7857 2.2 after RST
+    udp_ns: int = 300 * SECOND_NS                  # RFC 4787 REQ-5c: 5 min recommended, 2 min at least
+    icmp_query_ns: int = 60 * SECOND_NS            # RFC 5508 REQ-2: 60 s at least
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything about the engine that is not a rule."""
+
+    timeouts: Timeouts = Timeouts()
+    max_flows: int = 262_144                       # nf_conntrack_max of a common kernel
+    max_fragment_trains: int = 4096                # datagrams in flight as fragments, all hosts together
+    fragment_timeout_ns: int = 30 * SECOND_NS      # net.ipv4.ipfrag_time; RFC 6146 wants 2 s at least

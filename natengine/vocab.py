@@ -1,0 +1,118 @@
+"""The nouns that every layer shares.  Values are the kernel's wherever the kernel has one.
+
+Addresses are host-order integers inside the core; dotted quads exist at the edges only.
+Times are integers in nanoseconds on one clock (CLOCK_BOOTTIME in the running engine).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple, Protocol
+
+
+class Hook(enum.IntEnum):
+    """Where in the kernel's packet path a packet was taken (linux/netfilter.h, NF_INET_*)."""
+
+    PREROUTING = 0
+    INPUT = 1
+    FORWARD = 2
+    OUTPUT = 3
+    POSTROUTING = 4
+
+
+class Proto(enum.IntEnum):
+    """IP protocol numbers that the engine knows by name."""
+
+    ICMP = 1
+    TCP = 6
+    UDP = 17
+
+
+class Verdict(enum.IntEnum):
+    """What the kernel does with the packet (linux/netfilter.h, NF_DROP and NF_ACCEPT)."""
+
+    DROP = 0
+    ACCEPT = 1
+
+
+class CtState(enum.Flag):
+    """Connection state of a packet as `-m conntrack --ctstate` names it."""
+
+    INVALID = enum.auto()
+    NEW = enum.auto()
+    ESTABLISHED = enum.auto()
+    RELATED = enum.auto()
+    UNTRACKED = enum.auto()
+
+
+class Reason(enum.IntEnum):
+    """Why a packet got its verdict.  Exactly one a packet; each is a counter in `natengine status`."""
+
+    # accepted
+    TRANSLATED = 1          # a known flow; addresses rewritten
+    NEW_FLOW = 2            # the first packet of a flow that was just created
+    UNCHANGED = 3           # a known flow whose inside and outside endpoints are the same
+    ICMP_ERROR = 4          # an ICMP error about a known flow, rewritten inside and out (RFC 5508)
+    FRAGMENT = 5            # a later fragment, rewritten like the first one
+    LOCAL_IN = 6            # for the head itself, no flow: handed to its own stack as it is
+    LOCAL_OUT = 7           # the head's own, nothing to track or to rewrite
+    ROUTED = 8              # not (or not yet) for translation: on its way between two inside networks
+    # dropped
+    FORWARD_DROP = 16       # the FORWARD chain said so
+    RULE_DROP = 17          # a DROP rule or policy in the nat table
+    NO_RULE = 18            # forwarded to an uplink and no nat rule covers it: it would leak
+    NO_ADDRESS = 19         # MASQUERADE on an uplink that has no address
+    OUT_OF_PORTS = 20       # every outside port of the range is taken
+    TABLE_FULL = 21         # no room, and nothing that may be evicted
+    UNSOLICITED = 22        # from an uplink, for somebody else than the head, and no flow
+    TCP_STATE = 23          # a segment that the connection's state does not allow (conntrack: INVALID)
+    ICMP_UNRELATED = 24     # an ICMP error about nothing we know, or a type NAT has no business with
+    FRAGMENT_ORPHAN = 25    # a later fragment whose first one was not seen
+    UNKNOWN_PROTOCOL = 26   # a protocol that the engine cannot translate
+    BAD_HEADER = 27         # a header that contradicts itself
+    TRUNCATED = 28          # fewer bytes captured than the headers promise
+    FRAGMENT_LIMIT = 29     # the memory for fragments is full
+    BAD_CHECKSUM = 30       # an ICMP error whose own checksum, or that of the header it quotes, is wrong
+
+    @property
+    def verdict(self) -> Verdict:
+        """What happens to a packet for this reason: numbers below 16 are reasons to accept."""
+        return Verdict.ACCEPT if self < 16 else Verdict.DROP
+
+
+class PacketMeta(NamedTuple):
+    """What the kernel says about a packet beside its bytes.
+
+    Interface indexes are 0 where there is none: `in_ifindex` of the head's own packets,
+    `out_ifindex` before routing.
+    """
+
+    hook: int
+    in_ifindex: int
+    out_ifindex: int
+    mark: int
+
+
+class Decision(NamedTuple):
+    """The engine's answer to one packet."""
+
+    verdict: Verdict
+    reason: Reason
+    packet: bytearray | None    # None: the kernel's own copy goes on as it is
+
+
+class Interface(NamedTuple):
+    """One network interface.  Addresses are host-order integers."""
+
+    ifindex: int
+    name: str
+    addresses: tuple[int, ...] = ()     # the primary one first, as inet_select_addr() would take it
+    broadcasts: tuple[int, ...] = ()
+    default_route: bool = False         # a default route goes out here
+    up: bool = True
+
+
+class Rng(Protocol):
+    """The one kind of chance the core uses.  `random.Random` and `random.SystemRandom` satisfy it."""
+
+    def randrange(self, start: int, stop: int, /) -> int: ...

@@ -1,0 +1,128 @@
+"""Reading an IPv4 packet: the IP header, and of the header inside it what NAT looks at.
+
+Every reader takes bytes from the network, whatever they say, and either returns fields that lie
+within the captured bytes or raises `BadPacket` (`Truncated` where the capture is too short);
+nothing else.  Offsets count from the start of the IP header.
+
+Source: RFC 791 (IP), RFC 9293 (TCP), RFC 768 (UDP), RFC 792 (ICMP).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from natengine.errors import BadPacket, Truncated
+from natengine.vocab import Proto
+
+Buffer = bytes | bytearray | memoryview
+
+MIN_HEADER = 20                     # IHL 5
+IP_CHECKSUM, IP_SRC, IP_DST = 10, 12, 16
+MORE_FRAGMENTS = 0x2000
+OFFSET_MASK = 0x1FFF                # in units of 8 bytes
+
+MIN_TRANSPORT = {Proto.TCP: 20, Proto.UDP: 8, Proto.ICMP: 8}
+# where each protocol keeps its checksum, from the start of its own header
+TRANSPORT_CHECKSUM = {Proto.TCP: 16, Proto.UDP: 6, Proto.ICMP: 2}
+
+ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST = 0, 8
+
+_HEADER = struct.Struct("!BBHHHBBHII")
+_PORTS = struct.Struct("!HH")
+_ECHO = struct.Struct("!BBHH")
+
+
+class Ipv4Fields(NamedTuple):
+    """An IPv4 header."""
+
+    header_len: int                 # bytes, 20..60
+    total_len: int                  # bytes, header included; at most what was captured
+    tos: int
+    identification: int
+    more_fragments: bool
+    fragment_offset: int            # bytes
+    ttl: int
+    proto: int
+    src: int
+    dst: int
+
+    @property
+    def is_fragment(self) -> bool:
+        """Whether this is any part of a fragmented datagram, the first one included."""
+        return self.more_fragments or self.fragment_offset > 0
+
+
+class Transport(NamedTuple):
+    """The ports of TCP and UDP, or type, code and identifier of ICMP."""
+
+    src_port_or_icmp_id: int
+    dst_port_or_icmp_id: int
+    tcp_flags: int                  # 0 unless TCP
+    icmp_type: int                  # 0 unless ICMP
+    icmp_code: int
+
+
+def parse_header_untrusted(packet: Buffer) -> Ipv4Fields:
+    """Read the IP header at the start of `packet`, the rest of which may be missing.
+
+    This is for the packet that an ICMP error quotes.  `total_len` may exceed `len(packet)`.
+
+    Raises:
+        Truncated: Fewer bytes than the header.
+        BadPacket: Not version 4, IHL below 5, or a total length shorter than the header.
+    """
+    if len(packet) < MIN_HEADER:
+        raise Truncated(f"{len(packet)} bytes are less than an IPv4 header")
+    version_ihl, tos, total_len, ident, fragment, ttl, proto, _sum, src, dst = _HEADER.unpack_from(packet)
+    header_len = (version_ihl & 15) * 4
+    if version_ihl >> 4 != 4 or header_len < MIN_HEADER or total_len < header_len:
+        raise BadPacket(f"version {version_ihl >> 4}, header {header_len} bytes, total {total_len} bytes")
+    if header_len > len(packet):
+        raise Truncated(f"a header of {header_len} bytes, {len(packet)} captured")
+    return Ipv4Fields(
+        header_len, total_len, tos, ident, bool(fragment & MORE_FRAGMENTS), (fragment & OFFSET_MASK) * 8,
+        ttl, proto, src, dst,
+    )
+
+
+def parse_ipv4_untrusted(packet: Buffer) -> Ipv4Fields:
+    """Read the IP header of a whole packet; bytes behind `total_len` are padding.
+
+    Raises:
+        Truncated: Fewer bytes than the header or its total length say.
+        BadPacket: As `parse_header_untrusted`.
+    """
+    ip = parse_header_untrusted(packet)
+    if ip.total_len > len(packet):
+        raise Truncated(f"{ip.total_len} bytes announced, {len(packet)} captured")
+    return ip
+
+
+def parse_transport_untrusted(packet: Buffer, ip: Ipv4Fields) -> Transport:
+    """Read the transport header of an unfragmented packet or of a first fragment.
+
+    Raises:
+        BadPacket: The header does not fit into the packet, or contradicts itself.  A first fragment
+            must hold the whole minimal header (RFC 1858's tiny-fragment rule).
+    """
+    start, length = ip.header_len, ip.total_len - ip.header_len
+    if length < MIN_TRANSPORT.get(ip.proto, 0):    # type: ignore[call-overload]
+        raise BadPacket(f"{length} bytes are less than a header of protocol {ip.proto}")
+    if ip.proto == Proto.TCP:
+        src, dst = _PORTS.unpack_from(packet, start)
+        data_offset = (packet[start + 12] >> 4) * 4
+        # of a first fragment the options may be in the next one
+        if data_offset < 20 or (data_offset > length and not ip.more_fragments):
+            raise BadPacket(f"TCP data offset {data_offset} in {length} bytes")
+        return Transport(src, dst, packet[start + 13], 0, 0)
+    if ip.proto == Proto.UDP:
+        src, dst = _PORTS.unpack_from(packet, start)
+        udp_len = int.from_bytes(packet[start + 4:start + 6], "big")
+        if udp_len < 8 or (udp_len > length and not ip.more_fragments):
+            raise BadPacket(f"UDP length {udp_len} in {length} bytes")
+        return Transport(src, dst, 0, 0, 0)
+    if ip.proto == Proto.ICMP:
+        icmp_type, code, _sum, ident = _ECHO.unpack_from(packet, start)
+        return Transport(ident, ident, 0, icmp_type, code)
+    return Transport(0, 0, 0, 0, 0)

@@ -1,0 +1,77 @@
+"""Changing an endpoint of a packet in place, with every checksum that covers it.
+
+The one place in Python where a packet is written to: the pure-Python fast path, fragments and
+the packet quoted by an ICMP error all come here.
+"""
+
+from __future__ import annotations
+
+from natengine.vocab import Proto
+from natengine.wire.checksum import difference, update
+from natengine.wire.ipv4 import IP_CHECKSUM, IP_DST, IP_SRC, TRANSPORT_CHECKSUM, Ipv4Fields
+
+ICMP_IDENTIFIER = 4                 # offset in the ICMP header
+
+
+def get16(packet: bytearray, offset: int) -> int:
+    """Return the 16-bit network-order word at `offset`."""
+    return packet[offset] << 8 | packet[offset + 1]
+
+
+def put16(packet: bytearray, offset: int, value: int) -> None:
+    """Write a 16-bit word at `offset` in network order."""
+    packet[offset] = value >> 8
+    packet[offset + 1] = value & 0xFF
+
+
+def rewrite_source(packet: bytearray, ip: Ipv4Fields, new_ip: int, new_port_or_id: int | None) -> int:
+    """Replace the source address and, unless None, the source port or ICMP identifier; see `_rewrite`."""
+    return _rewrite(packet, ip, IP_SRC, ip.src, new_ip, 0, new_port_or_id)
+
+
+def rewrite_destination(packet: bytearray, ip: Ipv4Fields, new_ip: int, new_port_or_id: int | None) -> int:
+    """Replace the destination address and, unless None, the destination port or ICMP identifier."""
+    return _rewrite(packet, ip, IP_DST, ip.dst, new_ip, 2, new_port_or_id)
+
+
+def _rewrite(
+    packet: bytearray, ip: Ipv4Fields, address_at: int, old_ip: int, new_ip: int, port_at: int, new_port: int | None
+) -> int:
+    """Write one endpoint and update the IP and transport checksums by RFC 1624.
+
+    `new_port` None means that the bytes behind the IP header are not a transport header: a later
+    fragment, or a protocol without ports.
+
+    Returns:
+        The change (`difference`) of the sum over all bytes of the packet, for a checksum outside
+        that covers this packet as data (an ICMP error that quotes it).
+    """
+    start = ip.header_len
+    packet[address_at:address_at + 4] = new_ip.to_bytes(4, "big")
+    address_change = difference(old_ip, new_ip)
+    header_sum = get16(packet, IP_CHECKSUM)
+    new_header_sum = update(header_sum, address_change)
+    put16(packet, IP_CHECKSUM, new_header_sum)
+    change = address_change + difference(0, 0, header_sum, new_header_sum)
+    if new_port is None:
+        return change
+    if ip.proto == Proto.ICMP:
+        port_at = ICMP_IDENTIFIER
+        transport_change = 0                       # no pseudo-header (RFC 792)
+    else:
+        transport_change = address_change
+    old_port = get16(packet, start + port_at)
+    put16(packet, start + port_at, new_port)
+    port_change = difference(0, 0, old_port, new_port)
+    change += port_change
+    sum_at = start + TRANSPORT_CHECKSUM[Proto(ip.proto)]
+    if sum_at + 2 > len(packet):                   # a quoted packet may end before its checksum (RFC 792)
+        return change
+    old_sum = get16(packet, sum_at)
+    if ip.proto == Proto.UDP and old_sum == 0:     # the sender computed none (RFC 768)
+        return change
+    new_sum = update(old_sum, transport_change + port_change)
+    if ip.proto == Proto.UDP and new_sum == 0:     # 0 would mean "none"
+        new_sum = 0xFFFF
+    put16(packet, sum_at, new_sum)
+    return change + difference(0, 0, old_sum, new_sum)
