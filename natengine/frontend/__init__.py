@@ -1,0 +1,1 @@
+"""Text to values and back: iptables command lines, listings, save and restore files."""

@@ -1,0 +1,54 @@
+"""What `-s` and `-d` take: a list of addresses, prefixes and host names.
+
+Departures: a number alone (`0x0a000001`) and parts in octal are not addresses here.
+"""
+
+from __future__ import annotations
+
+from natengine.errors import ConfigError, RuleSyntaxError
+from natengine.frontend.names import HostLookup, parse_number
+from natengine.rules.model import AddressTest
+from natengine.wire.addr import ALL_ONES, Prefix, mask_of_length, parse_ipv4
+
+
+def parse_addresses(text: str, inverted: bool, host: HostLookup | None) -> tuple[AddressTest | None, ...]:
+    """Return one test for each address that `text` lists; None stands for "anywhere".
+
+    Raises:
+        RuleSyntaxError: A host is not found, a mask is none, or `!` is put before several addresses.
+    """
+    tests: list[AddressTest | None] = []
+    for part in text.split(","):
+        name, slash, last = part.rpartition("/")
+        mask = _mask(last) if slash else ALL_ONES
+        for address in _addresses(name if slash else last, host):
+            everything = mask == 0 and not inverted
+            tests.append(None if everything else AddressTest(Prefix(address, mask), inverted))
+    if inverted and len(tests) > 1:
+        raise RuleSyntaxError("! not allowed with multiple source or destination IP addresses")
+    return tuple(tests)
+
+
+def _mask(text: str) -> int:
+    length = parse_number(text, 32)
+    if length is not None:
+        return mask_of_length(length)
+    try:
+        return parse_ipv4(text)
+    except ConfigError:
+        raise RuleSyntaxError(f"invalid mask `{text}' specified") from None
+
+
+def _addresses(name: str, host: HostLookup | None) -> list[int]:
+    """Return the address that `name` is, or those that the resolver knows for it."""
+    parts = name.split(".")
+    if all(part.isascii() and part.isdigit() for part in parts) and len(parts) <= 4:
+        # iptables fills a short network up at the end: 10.1/16 is 10.1.0.0/16 (inet_aton would not)
+        name += ".0" * (4 - len(parts))
+    try:
+        return [parse_ipv4(name)]
+    except ConfigError:
+        found = host(name) if host is not None and name else ()
+        if not found:
+            raise RuleSyntaxError(f"host/network `{name}' not found") from None
+        return [parse_ipv4(address) for address in found]

@@ -1,0 +1,371 @@
+"""Read the arguments of one rule command, left to right, as iptables does.
+
+1. `!` inverts the option that follows.
+2. `-p tcp` makes the tcp match available: the first of its options loads it, without `-m tcp`.
+3. What is wrong is said at the first word that is wrong, in iptables' words; what the options mean
+   together is looked at when all of them are read.
+
+Departures: `--long=value` and `-xvalue` are read as getopt means them (iptables 1.8.9 takes the whole
+word for the value with some options).  `-m` with a command that has no rule is refused, not ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from natengine.errors import RuleApplyError, RuleSyntaxError
+from natengine.frontend.addresses import parse_addresses
+from natengine.frontend.command import LISTINGS, Command, Kind
+from natengine.frontend.extensions import MATCHES, MISSING_TARGETS, TARGETS, Reader
+from natengine.frontend.names import MAX_COUNTER, Lookups, parse_number, protocol_name, protocol_number
+from natengine.frontend.options import (
+    COMMAND_LETTERS,
+    INVERTIBLE,
+    NOT_YET,
+    AnyReader,
+    Argument,
+    ExtensionUse,
+    Option,
+    by_letter,
+    by_name,
+    misplaced,
+)
+from natengine.rules.counters import Count
+from natengine.rules.model import (
+    ANY_INTERFACE,
+    BUILT_IN_CHAINS,
+    Accept,
+    AddressTest,
+    Drop,
+    InterfaceTest,
+    Match,
+    Policy,
+    ProtocolTest,
+    Rule,
+    TableName,
+    Target,
+)
+from natengine.rules.validate import check_form, check_policy
+
+MAX_CHAIN_LEN = 28
+_MAX_RULE_NUMBER = 2**31 - 1
+_RULE_COMMANDS = (Kind.APPEND, Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.CHECK)
+_TAKES_NUMBER = (Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.LIST, Kind.LIST_RULES, Kind.ZERO)
+_POLICIES: dict[str, Policy] = {"ACCEPT": Accept(), "DROP": Drop()}
+EXIT_NO_TABLE = 3           # what iptables ends with when a table does not exist
+
+
+class CommandParser:
+    """One reading of one command line; `position` is the index of the word being read."""
+
+    def __init__(self, argv: Sequence[str], lookups: Lookups, fixed_table: TableName | None = None) -> None:
+        self.argv = list(argv)
+        self.position = -1
+        self._lookups = lookups
+        self._fixed_table = fixed_table
+        self._table = fixed_table or TableName.FILTER
+        self._kind: Kind | None = None
+        self._zero = False
+        self._chain: str | None = None
+        self._number: int | None = None
+        self._policy: Policy | None = None
+        self._inverted = False
+        self._given: set[str] = set()
+        self._matches: list[Reader[Match]] = []
+        self._target: Reader[Target] | None = None
+        self._addresses: dict[str, tuple[str, bool, int]] = {}      # text, inverted, position
+        self._interfaces: dict[str, InterfaceTest | None] = {}
+        self._proto: ProtocolTest | None = None
+        self._counters: Count | None = None
+
+    def parse(self) -> Command:
+        """Read all words.
+
+        Raises:
+            RuleSyntaxError: The command line is wrong.
+            RuleApplyError: It is right, but names something that is not there (a table, a policy).
+        """
+        while (word := self._take()) is not None:
+            if word == "--":
+                if self._take() is not None:
+                    raise RuleSyntaxError("unknown arguments found on commandline")
+            elif word == "!":
+                if self._inverted:
+                    raise RuleSyntaxError("multiple consecutive ! not allowed")
+                self._inverted = True
+            elif word.startswith("--"):
+                self._read_long(word)
+            elif word.startswith("-") and word != "-":
+                self._read_short(word)
+            else:
+                raise RuleSyntaxError(f"Bad argument `{word}'")
+            if self._kind in (Kind.HELP, Kind.VERSION):
+                return Command(self._kind)
+        if self._inverted:
+            raise RuleSyntaxError("nothing appropriate following !")
+        return self._finish()
+
+    # --- words --------------------------------------------------------------------------------------
+
+    def _take(self) -> str | None:
+        if self.position + 1 >= len(self.argv):
+            return None
+        self.position += 1
+        return self.argv[self.position]
+
+    def _take_value(self) -> str | None:
+        """Take the next word unless it looks like an option."""
+        following = self.argv[self.position + 1:self.position + 2]
+        return self._take() if following and following[0][:1] not in ("-", "!") else None
+
+    def _take_required(self, option: str) -> str:
+        word = self._take()
+        if word is None:
+            raise RuleSyntaxError(f'option "{option}" requires an argument')
+        return word
+
+    def _read_long(self, word: str) -> None:
+        name, equals, attached = word[2:].partition("=")
+        value = attached if equals else None
+        option = by_name(name, self._readers()) or self._by_protocol(name)
+        match option:
+            case Option(letter, _, argument):
+                if argument is Argument.NONE and equals:
+                    raise RuleSyntaxError(f'unknown option "{word}"')
+                if argument is Argument.REQUIRED and value is None:
+                    value = self._take_required(word)
+                self._handle(letter, value)
+            case ExtensionUse(reader, extension_option):
+                if not extension_option.arguments and equals:
+                    raise RuleSyntaxError(f'unknown option "{word}"')
+                values = [attached] if equals else []
+                if extension_option.arguments and not equals:
+                    values.append(self._take_required(word))
+                if extension_option.arguments == 2:
+                    second = self._take_value()
+                    if second is None:
+                        raise RuleSyntaxError(f"--{extension_option.names[0]} requires two args.")
+                    values.append(second)
+                inverted, self._inverted = self._inverted, False
+                reader.read(extension_option, inverted, values)
+            case _:
+                raise RuleSyntaxError(f'unknown option "{word}"')
+
+    def _read_short(self, word: str) -> None:
+        for index, letter in enumerate(word[1:], 2):
+            option = by_letter(letter)
+            if option is None:
+                raise RuleSyntaxError(f'unknown option "{word}"')
+            if option.argument is Argument.NONE:
+                self._handle(letter, None)
+                continue
+            value = word[index:] or None
+            if option.argument is Argument.REQUIRED and value is None:
+                value = self._take_required(word)
+            self._handle(letter, value)
+            return
+
+    def _readers(self) -> list[AnyReader]:
+        return [*self._matches, *([] if self._target is None else [self._target])]
+
+    def _by_protocol(self, name: str) -> ExtensionUse | None:
+        """Load the match of the rule's protocol if one of its options is meant."""
+        protocol = protocol_name(self._proto.number) if self._proto is not None else ""
+        if protocol not in MATCHES or any(reader.name == protocol for reader in self._matches):
+            return None
+        reader = MATCHES[protocol](protocol, self._lookups)
+        option = by_name(name, [*self._readers(), reader])
+        if not isinstance(option, ExtensionUse) or option.reader is not reader:
+            return None
+        self._load(reader)
+        return option
+
+    def _load(self, reader: Reader[Match]) -> None:
+        self._matches.append(reader)
+        self._given.add("m")
+
+    # --- one option ---------------------------------------------------------------------------------
+
+    def _handle(self, letter: str, value: str | None) -> None:
+        if letter in NOT_YET:
+            raise RuleSyntaxError(f"option -{letter} is not available in natengine")
+        if letter in COMMAND_LETTERS:
+            self._set_command(Kind(letter), value)
+            return
+        inverted, self._inverted = self._inverted, False
+        if inverted and letter not in INVERTIBLE:
+            names = {"t": "unexpected ! flag before --table", "m": "unexpected ! flag before --match"}
+            raise RuleSyntaxError(names.get(letter, f"cannot have ! before -{letter}"))
+        if letter in "sdpjion0xc":
+            if letter in self._given:
+                raise RuleSyntaxError(f"multiple -{letter} flags not allowed")
+            self._given.add(letter)
+        elif letter == "v":
+            self._given.add(letter)
+        if letter in "hV":
+            self._kind = Kind(letter)
+        elif letter in _HANDLERS:
+            _HANDLERS[letter](self, letter, value or "", inverted)
+
+    def _set_command(self, kind: Kind, value: str | None) -> None:
+        if self._inverted:
+            raise RuleSyntaxError("unexpected '!' flag")
+        if kind is Kind.ZERO and self._kind in LISTINGS:
+            self._zero = True
+            return
+        if self._kind is Kind.ZERO and kind in LISTINGS:
+            self._zero = True
+        elif self._kind is not None:
+            raise RuleSyntaxError(f"Cannot use -{kind.value} with -{self._kind.value}")
+        self._kind = kind
+        chain = self._take_value() if value is None else value
+        self._chain = self._chain if chain is None else chain
+        if chain is None:
+            return
+        if len(chain) > MAX_CHAIN_LEN:
+            raise RuleSyntaxError(f"chain name `{chain}' too long (must be under {MAX_CHAIN_LEN + 1} chars)")
+        if kind in _TAKES_NUMBER:
+            self._read_number(kind)
+        elif kind is Kind.POLICY:
+            self._read_policy()
+
+    def _read_number(self, kind: Kind) -> None:
+        text = self._take_value()
+        if text is None:
+            if kind is Kind.REPLACE:
+                raise RuleSyntaxError("-R requires a rule number")
+            return
+        self._number = parse_number(text, _MAX_RULE_NUMBER)
+        if not self._number:
+            raise RuleSyntaxError(f"Invalid rule number `{text}'")
+
+    def _read_policy(self) -> None:
+        text = self._take_value()
+        if text is None:
+            raise RuleSyntaxError("-P requires a chain and a policy")
+        if text not in _POLICIES:
+            raise RuleApplyError("Bad policy name. Run `dmesg' for more information.")
+        self._policy = _POLICIES[text]
+
+    def _read_table(self, letter: str, value: str, inverted: bool) -> None:
+        if self._fixed_table is not None:
+            raise RuleSyntaxError("The -t option cannot be used in iptables-restore.")
+        self._table = table_by_name(value)
+
+    def _read_address(self, letter: str, value: str, inverted: bool) -> None:
+        # Read at the end, as iptables does: a slow resolver is not asked for a command that is wrong.
+        self._addresses[letter] = (value, inverted, self.position)
+
+    def _tests_of(self, letter: str) -> tuple[AddressTest | None, ...]:
+        if letter not in self._addresses:
+            return (None,)
+        text, inverted, self.position = self._addresses[letter]
+        return parse_addresses(text, inverted, self._lookups.host)
+
+    def _read_interface(self, letter: str, value: str, inverted: bool) -> None:
+        everything = value == ANY_INTERFACE and not inverted
+        self._interfaces[letter] = None if everything else InterfaceTest(value, inverted)
+
+    def _read_protocol(self, letter: str, value: str, inverted: bool) -> None:
+        number = protocol_number(value)
+        if number is None:
+            raise RuleSyntaxError(f'unknown protocol "{value.lower()}" specified')
+        if number == 0 and inverted:
+            raise RuleSyntaxError("rule would never match protocol")
+        self._proto = ProtocolTest(number, inverted) if number else None
+
+    def _read_match(self, letter: str, value: str, inverted: bool) -> None:
+        if value not in MATCHES:
+            raise RuleSyntaxError(f"Couldn't load match `{value}':No such file or directory")
+        self._load(MATCHES[value](value, self._lookups))
+
+    def _read_target(self, letter: str, value: str, inverted: bool) -> None:
+        if not value:
+            raise RuleSyntaxError("Invalid target name (too short)")
+        if value in MISSING_TARGETS:
+            raise RuleSyntaxError(f"target {value} is not available in natengine")
+        if value not in TARGETS:
+            raise RuleSyntaxError(f"Chain '{value}' does not exist")
+        self._target = TARGETS[value](value, self._lookups)
+
+    def _read_counters(self, letter: str, value: str, inverted: bool) -> None:
+        packets, comma, bytes_ = value.partition(",")
+        second = bytes_ if comma else self._take_value()
+        if second is None:
+            raise RuleSyntaxError("-c requires packet and byte counter")
+        self._counters = parse_counters(packets, second)
+
+    def _read_wait(self, letter: str, value: str, inverted: bool) -> None:
+        seconds = value or self._take_value()
+        if seconds and parse_number(seconds, MAX_COUNTER) is None:
+            raise RuleSyntaxError("wait seconds not numeric")
+
+    # --- all options together -----------------------------------------------------------------------
+
+    def _finish(self) -> Command:
+        if self._kind is None:
+            raise RuleSyntaxError("no command specified")
+        rule = self._rule()
+        wrong = misplaced(self._kind, self._number, self._given - {"v"})
+        if wrong is not None:
+            raise RuleSyntaxError(f"Illegal option `-{wrong}' with this command")
+        has_rule = self._kind in _RULE_COMMANDS and not (self._kind is Kind.DELETE and self._number)
+        command = Command(
+            self._kind, self._table, self._chain, self._number, rule if has_rule else None,
+            self._tests_of("s"), self._tests_of("d"), self._policy, self._counters,
+            numeric="n" in self._given, verbose="v" in self._given, exact="x" in self._given,
+            line_numbers="0" in self._given, zero=self._zero)
+        if self._kind is Kind.REPLACE and len(command.rules) > 1:
+            raise RuleSyntaxError("Replacement rule does not specify a unique address")
+        for each in command.rules:
+            check_form(self._table, self._chain or "", each)
+        if self._policy is not None:
+            check_policy(self._table, self._policy)
+        return command
+
+    def _rule(self) -> Rule:
+        matches = tuple(reader.finish() for reader in self._matches)
+        target = None if self._target is None else self._target.finish()
+        return Rule(in_iface=self._interfaces.get("i"), out_iface=self._interfaces.get("o"),
+                    proto=self._proto, matches=matches, target=target)
+
+
+_HANDLERS: dict[str, Callable[[CommandParser, str, str, bool], None]] = {
+    "t": CommandParser._read_table,
+    "s": CommandParser._read_address,
+    "d": CommandParser._read_address,
+    "i": CommandParser._read_interface,
+    "o": CommandParser._read_interface,
+    "p": CommandParser._read_protocol,
+    "m": CommandParser._read_match,
+    "j": CommandParser._read_target,
+    "c": CommandParser._read_counters,
+    "w": CommandParser._read_wait,
+}
+
+
+def table_by_name(name: str) -> TableName:
+    """Return a table that can hold rules here.
+
+    Raises:
+        RuleApplyError: There is no such table, or natengine does not implement it.
+    """
+    if name not in TableName.__members__.values():
+        error = RuleApplyError(f"table '{name}' does not exist")
+        error.exit_status = EXIT_NO_TABLE
+        raise error
+    table = TableName(name)
+    if table not in BUILT_IN_CHAINS:
+        raise RuleApplyError(f"table '{name}' holds no rules in natengine (filter and nat do)")
+    return table
+
+
+def parse_counters(packets: str, bytes_: str) -> Count:
+    """Return the counters written as two decimal numbers."""
+    values = []
+    for text, name in ((packets, "packet"), (bytes_, "byte")):
+        value = parse_number(text, MAX_COUNTER)
+        if value is None:
+            raise RuleSyntaxError(f"-c {name} counter not numeric")
+        values.append(value)
+    return Count(*values)

@@ -1,0 +1,157 @@
+"""Find every combination that makes no sense when a rule is loaded, not when a packet comes.
+
+1. `check_form` is what iptables itself refuses before it asks the kernel: RuleSyntaxError, in its words.
+2. `check_placement` is what the kernel refuses.  iptables reports a bare "Invalid argument" (exit
+   status 4) there; the status is kept, the message says what is wrong.
+3. Stricter than iptables where it accepts a rule that can only be a slip: an interface name that no
+   interface can have, UDP port 65536 (it stores 0) or a backward UDP range, port 0 to masquerade to.
+
+The engine relies on both: nothing below `frontend` tests a rule again.
+"""
+
+from __future__ import annotations
+
+from natengine.errors import RuleApplyError, RuleSyntaxError
+from natengine.rules.model import (
+    ChainName,
+    Comment,
+    Drop,
+    IcmpType,
+    InterfaceTest,
+    Masquerade,
+    Policy,
+    PortRange,
+    Rule,
+    RuleSet,
+    TableName,
+    Target,
+    TcpUdpPorts,
+)
+from natengine.vocab import Proto
+
+MAX_INTERFACE_LEN = 15          # IFNAMSIZ 16, less the NUL
+MAX_COMMENT_BYTES = 256         # XT_MAX_COMMENT_LEN
+MAX_PORT = 65535
+EXIT_KERNEL_REFUSES = 4         # what iptables ends with when the kernel says EINVAL
+
+_NO_IN_INTERFACE = (ChainName.OUTPUT, ChainName.POSTROUTING)
+_NO_OUT_INTERFACE = (ChainName.PREROUTING, ChainName.INPUT)
+
+
+def check_ruleset(ruleset: RuleSet) -> None:
+    """Check every rule and policy of a rule set that did not come through a rule command."""
+    for table in ruleset.tables:
+        for chain in table.chains:
+            check_policy(table.name, chain.policy)
+            for rule in chain.rules:
+                check_rule(table.name, chain.name, rule)
+
+
+def check_rule(table: TableName, chain: str, rule: Rule) -> None:
+    """Check one rule for one chain.
+
+    Raises:
+        RuleSyntaxError: The rule contradicts itself, or names what the chain does not have.
+        RuleApplyError: The target or a match does not work there.
+    """
+    check_form(table, chain, rule)
+    check_placement(table, chain, rule)
+
+
+def check_form(table: TableName, chain: str, rule: Rule) -> None:
+    """Refuse what iptables refuses on the command line."""
+    if rule.in_iface is not None:
+        if chain in _NO_IN_INTERFACE:
+            raise RuleSyntaxError(f"Can't use -i with {chain}")
+        _check_interface(rule.in_iface)
+    if rule.out_iface is not None:
+        if chain in _NO_OUT_INTERFACE:
+            raise RuleSyntaxError(f"Can't use -o with {chain}")
+        _check_interface(rule.out_iface)
+    if rule.proto is not None and rule.proto.number == 0 and rule.proto.inverted:
+        raise RuleSyntaxError("rule would never match protocol")
+    for match in rule.matches:
+        if isinstance(match, TcpUdpPorts):
+            _check_ports(rule, match)
+        elif isinstance(match, Comment):
+            _check_comment(match)
+    if isinstance(rule.target, Masquerade) and rule.target.to_ports is not None:
+        _check_to_ports(rule, rule.target.to_ports)
+    _check_no_drop(table, rule.target)
+
+
+def check_placement(table: TableName, chain: str, rule: Rule) -> None:
+    """Refuse what the kernel refuses."""
+    if isinstance(rule.target, Masquerade) and (table, chain) != (TableName.NAT, ChainName.POSTROUTING):
+        raise _kernel_refuses("MASQUERADE works in the POSTROUTING chain of table nat only")
+    for test, option in ((rule.src, "-s"), (rule.dst, "-d")):
+        if test is not None and test.inverted and test.prefix.mask == 0:
+            raise _kernel_refuses(f"! {option} 0.0.0.0/0 would never match")
+    for match in rule.matches:
+        if isinstance(match, IcmpType) and not _protocol_is(rule, Proto.ICMP):
+            raise _kernel_refuses("ICMP match requires '-p icmp'")
+
+
+def check_policy(table: TableName, policy: Policy) -> None:
+    """Refuse a policy that the table may not have."""
+    _check_no_drop(table, policy)
+
+
+def _kernel_refuses(message: str) -> RuleApplyError:
+    error = RuleApplyError(message)
+    error.exit_status = EXIT_KERNEL_REFUSES
+    return error
+
+
+def _check_no_drop(table: TableName, target: Target | None) -> None:
+    if table is TableName.NAT and isinstance(target, Drop):
+        raise RuleSyntaxError('The "nat" table is not intended for filtering, '
+                              "the use of DROP is therefore inhibited.")
+
+
+def _check_interface(test: InterfaceTest) -> None:
+    name = test.pattern
+    if not name:
+        raise RuleSyntaxError("Empty interface is likely to be undesired")
+    if len(name.encode()) > MAX_INTERFACE_LEN:
+        raise RuleSyntaxError(f"interface name `{name}' must be shorter than IFNAMSIZ ({MAX_INTERFACE_LEN})")
+    if "/" in name or any(character.isspace() for character in name):
+        raise RuleSyntaxError(f"weird character in interface `{name}' "
+                              "('/' and ' ' are not allowed by the kernel).")
+
+
+def _check_comment(match: Comment) -> None:
+    if len(match.text.encode()) > MAX_COMMENT_BYTES:
+        raise RuleSyntaxError(f"comment: at most {MAX_COMMENT_BYTES} bytes")
+    if "\n" in match.text or "\0" in match.text:
+        raise RuleSyntaxError("comment: must be one line of text")
+
+
+def _check_ports(rule: Rule, match: TcpUdpPorts) -> None:
+    """`-m tcp` wants `-p tcp`.  `! -p tcp` passes too, as in iptables; such a rule never matches."""
+    if rule.proto is None or rule.proto.number != match.proto:
+        raise RuleSyntaxError(f"{match.proto.name} match requires '-p {match.proto.name.lower()}'")
+    if match.flags is not None and match.proto is not Proto.TCP:
+        raise RuleSyntaxError("TCP flags belong to '-p tcp'")
+    for test in (match.sport, match.dport):
+        if test is None:
+            continue
+        first, last = test.ports
+        if not (0 <= first <= MAX_PORT and 0 <= last <= MAX_PORT):
+            raise RuleSyntaxError(f"invalid port/service `{max(first, last)}' specified")
+        if first > last:
+            raise RuleSyntaxError("invalid portrange (min > max)")
+
+
+def _check_to_ports(rule: Rule, ports: PortRange) -> None:
+    for port in ports:
+        if not 1 <= port <= MAX_PORT:
+            raise RuleSyntaxError(f"Port `{port}' not valid")
+    if ports.first > ports.last:
+        raise RuleSyntaxError(f"Port range `{ports.last}' funky")
+    if rule.proto is None or rule.proto.number == 0:
+        raise RuleSyntaxError("Need TCP, UDP, SCTP or DCCP with port specification")
+
+
+def _protocol_is(rule: Rule, proto: Proto) -> bool:
+    return rule.proto is not None and rule.proto.number == proto and not rule.proto.inverted
