@@ -1,0 +1,208 @@
+"""What another extension may cimport: the flow table, its packet path without Python, and the small
+inline functions for the words, checksums and hashes of a packet."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef enum:
+    TCP_STATES = 10
+    TCP_SEGMENTS = 6
+    WHEEL_SLOTS = 8192              # `SLOTS`; a power of two
+    NOBODY = 0xFFFFFFFF             # no flow: the end of a list, or not found
+
+    HOOK_PREROUTING = 0             # `vocab.Hook`
+    HOOK_POSTROUTING = 4
+
+    IS_ICMP = 1                     # `vocab.Proto`
+    IS_TCP = 6
+    IS_UDP = 17
+
+    PATH_TRANSLATED = 1             # `flow.records.Path`
+    PATH_UNCHANGED = 2
+    PATH_MISS = 3
+    PATH_SPECIAL = 4
+    PATH_STALE = 5
+    PATH_REFUSED_STATE = 6
+    PATH_REFUSED_FORWARD = 7
+    PATH_BAD_HEADER = 8
+    PATH_TRUNCATED = 9
+
+
+cdef struct Link:                   # of an intrusive doubly linked list
+    uint32_t before
+    uint32_t after
+
+
+cdef struct Queue:                  # its two ends: new ones go last
+    uint32_t first
+    uint32_t last
+
+
+cdef struct Flow:
+    # The first 64 bytes are what every packet reads, the others what it only adds to.
+    uint32_t inside_ip
+    uint32_t outside_ip
+    uint32_t peer_ip
+    uint16_t inside_port
+    uint16_t outside_port
+    uint16_t peer_port
+    uint8_t proto
+    uint8_t allow
+    uint8_t tcp_state
+    uint8_t from_inside
+    uint8_t seen_reply
+    uint8_t assured
+    uint8_t in_use
+    uint64_t generation
+    uint64_t deadline_ns
+    uint64_t filed_tick
+    uint64_t created_ns
+    uint64_t packets[2]             # original, reply
+    uint64_t bytes[2]
+    Link links[2]                   # BY_DEADLINE, BY_USE
+    uint32_t inside_ifindex
+    uint32_t uplink_ifindex
+    uint64_t spare                  # makes a record two cache lines of 64 bytes
+
+
+cdef struct Entry:                  # of the index; two a flow
+    uint32_t tag                    # hash of the tuple
+    uint32_t ref                    # flow id + 1, and in bit 0 which of its tuples; 0: free
+
+
+cdef struct Key:                    # `FlowKey`
+    uint32_t src
+    uint32_t dst
+    uint16_t src_port
+    uint16_t dst_port
+    uint8_t proto
+    uint8_t leaving                 # 1: POSTROUTING, 0: PREROUTING
+
+
+cdef struct Headers:                # where things are in a packet that was parsed
+    Key key
+    uint32_t transport_at
+    uint32_t total_len
+    uint8_t tcp_flags
+
+
+cdef class FastPath:
+    cdef Flow *flows                # aligned to a cache line, inside `flows_memory`
+    cdef void *flows_memory
+    cdef Entry *index
+    cdef uint32_t index_mask
+    cdef uint32_t capacity
+    cdef uint32_t count
+    cdef uint32_t fresh             # ids below were in use at some time
+    cdef uint32_t free_first        # removed flows, chained through links[BY_DEADLINE].after
+    cdef Queue unreplied            # least recently used first
+    cdef Queue wheel[WHEEL_SLOTS]
+    cdef uint64_t tick              # the next second `expire` looks at
+    cdef uint64_t generation
+    cdef uint64_t hash_key[2]
+    cdef uint64_t tcp_timeouts_ns[TCP_STATES]
+    cdef uint64_t udp_timeout_ns
+    cdef uint64_t icmp_timeout_ns
+    cdef uint8_t transitions[2 * TCP_SEGMENTS * TCP_STATES]
+    cdef uint8_t segment_of_flags[256]
+
+    # Whole packet path of a known flow; returns a Path.  `data` need not be aligned; nothing behind
+    # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call it.
+    cdef int translate_at(self, uint8_t *data, size_t length, int hook, int64_t now_ns) noexcept nogil
+
+    cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil
+    cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil
+    cdef void file(self, uint32_t flow_id) noexcept nogil
+    cdef void enter(self, uint32_t flow_id, bint leaving) noexcept nogil
+    cdef void forget(self, uint32_t flow_id, bint leaving) noexcept nogil
+    cdef uint32_t add(self, const Flow *flow, uint64_t now_ns) noexcept nogil
+    cdef void drop(self, uint32_t flow_id) noexcept nogil
+    cdef bint exists(self, int64_t flow_id) noexcept nogil
+    cdef object describe(self, uint32_t flow_id)
+
+
+# ── bytes ────────────────────────────────────────────────────────────────────────────────────────
+# Byte by byte: right on any alignment and byte order, and the compiler makes one load of it.
+
+cdef inline uint16_t load16(const uint8_t *at) noexcept nogil:
+    return <uint16_t>(<uint32_t>at[0] << 8 | at[1])
+
+
+cdef inline uint32_t load32(const uint8_t *at) noexcept nogil:
+    return <uint32_t>at[0] << 24 | <uint32_t>at[1] << 16 | <uint32_t>at[2] << 8 | at[3]
+
+
+cdef inline void store16(uint8_t *at, uint16_t value) noexcept nogil:
+    at[0] = <uint8_t>(value >> 8)
+    at[1] = <uint8_t>value
+
+
+cdef inline void store32(uint8_t *at, uint32_t value) noexcept nogil:
+    at[0] = <uint8_t>(value >> 24)
+    at[1] = <uint8_t>(value >> 16)
+    at[2] = <uint8_t>(value >> 8)
+    at[3] = <uint8_t>value
+
+
+# ── checksums (RFC 1624) ─────────────────────────────────────────────────────────────────────────
+
+cdef inline uint16_t fold(uint32_t total) noexcept nogil:
+    total = (total & 0xFFFF) + (total >> 16)
+    return <uint16_t>((total & 0xFFFF) + (total >> 16))
+
+
+cdef inline uint32_t difference16(uint16_t old, uint16_t new) noexcept nogil:
+    return <uint16_t>~old + <uint32_t>new
+
+
+cdef inline uint32_t difference32(uint32_t old, uint32_t new) noexcept nogil:
+    return difference16(<uint16_t>(old >> 16), <uint16_t>(new >> 16)) + difference16(<uint16_t>old, <uint16_t>new)
+
+
+cdef inline uint16_t update(uint16_t value, uint32_t change) noexcept nogil:
+    """Equation 3.  At most 7 words are added, so two folds are enough."""
+    return <uint16_t>~fold(<uint16_t>~value + change)
+
+
+# ── hash ─────────────────────────────────────────────────────────────────────────────────────────
+
+cdef inline uint64_t rotate(uint64_t word, int bits) noexcept nogil:
+    return word << bits | word >> (64 - bits)
+
+
+cdef inline void sip_round(uint64_t *v) noexcept nogil:
+    v[0] += v[1]
+    v[2] += v[3]
+    v[1] = rotate(v[1], 13) ^ v[0]
+    v[3] = rotate(v[3], 16) ^ v[2]
+    v[0] = rotate(v[0], 32)
+    v[2] += v[1]
+    v[0] += v[3]
+    v[1] = rotate(v[1], 17) ^ v[2]
+    v[3] = rotate(v[3], 21) ^ v[0]
+    v[2] = rotate(v[2], 32)
+
+
+cdef inline uint32_t hash_of(const Key *key, const uint64_t *secret) noexcept nogil:
+    """SipHash-1-3 of the tuple as a message of 14 bytes, which is two words with its length."""
+    cdef uint64_t v[4]
+    cdef uint64_t first = key.src | <uint64_t>key.dst << 32
+    cdef uint64_t second = (
+        key.src_port | <uint64_t>key.dst_port << 16 | <uint64_t>key.proto << 32 | <uint64_t>key.leaving << 40
+        | <uint64_t>14 << 56
+    )
+    v[0] = secret[0] ^ 0x736F6D6570736575u
+    v[1] = secret[1] ^ 0x646F72616E646F6Du
+    v[2] = secret[0] ^ 0x6C7967656E657261u
+    v[3] = secret[1] ^ 0x7465646279746573u
+    v[3] ^= first
+    sip_round(v)
+    v[0] ^= first
+    v[3] ^= second
+    sip_round(v)
+    v[0] ^= second
+    v[2] ^= 0xFF
+    sip_round(v)
+    sip_round(v)
+    sip_round(v)
+    return <uint32_t>(v[0] ^ v[1] ^ v[2] ^ v[3])

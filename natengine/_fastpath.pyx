@@ -1,0 +1,595 @@
+# cython: language_level=3, binding=True, annotation_typing=False, auto_pickle=False
+# cython: cdivision=True
+"""The fast path compiled: `_fastpath_py` once more, on C records.
+
+`_fastpath_py` is the specification; the names, results, errors and the table afterwards are the
+same.  What differs is where things are:
+
+    index    Entry Entry Entry ...     open addressing, linear probing, at most half full.
+               │ hash tag, flow id     Two entries a flow: its leaving and its arriving tuple.
+               v                       A probe reads 8 bytes; the record only when the tag agrees.
+    flows    Flow  Flow  Flow  ...     128 bytes each, allocated once, touched when first used
+               ^
+               │ ids                   doubly linked through the records
+    wheel    Queue Queue ... (seconds)          unreplied    Queue
+
+The hash is SipHash-1-3 under a secret key, so nobody outside can aim packets at one bucket.
+Deletion moves later entries of a cluster back instead of leaving a tombstone, so a table that has
+seen a billion flows is as fast as a new one.
+
+No policy is written here: the TCP table, timeouts and permissions come in as data.
+Limits: one thread; `translate_at` trusts its caller about `length` and the sign of `now_ns`.
+"""
+
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Check, PyByteArray_GET_SIZE
+from cpython.number cimport PyNumber_Index
+from libc.stdint cimport (
+    INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, UINT8_MAX, UINT16_MAX, UINT32_MAX,
+    int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t,
+)
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from natengine._fastpath_py import FULL, NOT_FOUND, SLOTS, TAKEN, TICK_NS, TableConfig
+from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
+from natengine.flow.tcp_state import SEGMENTS, STATES
+
+__all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig"]
+
+BACKEND = "cython"
+
+cdef enum:
+    NS_PER_TICK = 1_000_000_000
+    CACHE_LINE = 64
+
+    BY_DEADLINE = 0                 # Flow.links
+    BY_USE = 1
+
+    ESTABLISHED = 3                 # `TcpState`
+    REFUSED = 255
+
+    ALLOW_NEW = 1                   # `Allow`
+    ALLOW_ORIGINAL = 2
+    ALLOW_REPLY = 4
+
+    ECHO_REPLY = 0
+    ECHO_REQUEST = 8
+
+    # a constant that does not compile unless a record is two cache lines
+    RECORD_IS_TWO_CACHE_LINES = 1 / (sizeof(Flow) == 2 * CACHE_LINE)
+
+if (TCP_STATES, TCP_SEGMENTS, WHEEL_SLOTS, NS_PER_TICK) != (STATES, SEGMENTS, SLOTS, TICK_NS):
+    raise ImportError("_fastpath was compiled for other tables: build it again")
+
+
+# ── lists through the records ────────────────────────────────────────────────────────────────────
+
+cdef inline void append(Flow *flows, Queue *queue, int by, uint32_t flow_id) noexcept nogil:
+    flows[flow_id].links[by].before = queue.last
+    flows[flow_id].links[by].after = NOBODY
+    if queue.last == NOBODY:
+        queue.first = flow_id
+    else:
+        flows[queue.last].links[by].after = flow_id
+    queue.last = flow_id
+
+
+cdef inline void unlink(Flow *flows, Queue *queue, int by, uint32_t flow_id) noexcept nogil:
+    cdef Link link = flows[flow_id].links[by]
+    if link.before == NOBODY:
+        queue.first = link.after
+    else:
+        flows[link.before].links[by].after = link.after
+    if link.after == NOBODY:
+        queue.last = link.before
+    else:
+        flows[link.after].links[by].before = link.before
+
+
+# ── packets ──────────────────────────────────────────────────────────────────────────────────────
+
+cdef inline int parse_untrusted(const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil:
+    """Fill `out` and return 0, or return the Path of a packet that is not for us.
+
+    After 0 every offset up to the end of the minimal transport header lies within `length`.
+    """
+    if length < 20:
+        return PATH_TRUNCATED
+    out.transport_at = (data[0] & 15) * 4
+    out.total_len = load16(data + 2)
+    if data[0] >> 4 != 4 or out.transport_at < 20 or out.total_len < out.transport_at:
+        return PATH_BAD_HEADER
+    if out.total_len > length:
+        return PATH_TRUNCATED
+    out.key.proto = data[9]
+    if load16(data + 6) & 0x3FFF:       # more fragments, or an offset
+        return PATH_SPECIAL
+    out.key.src = load32(data + 12)
+    out.key.dst = load32(data + 16)
+    out.key.leaving = hook == HOOK_POSTROUTING
+    cdef int path
+    if out.key.proto == IS_TCP or out.key.proto == IS_UDP:
+        path = parse_ports(data + out.transport_at, out.total_len - out.transport_at, out)
+    elif out.key.proto == IS_ICMP:
+        path = parse_echo(data + out.transport_at, out.total_len - out.transport_at, out)
+    else:
+        return PATH_SPECIAL
+    if path == 0 and hook != HOOK_POSTROUTING and hook != HOOK_PREROUTING:
+        return PATH_MISS                # no flow has a tuple of another hook
+    return path
+
+
+cdef inline int parse_ports(const uint8_t *transport, uint32_t room, Headers *out) noexcept nogil:
+    cdef uint32_t announced
+    out.tcp_flags = 0
+    if out.key.proto == IS_TCP:
+        if room < 20:
+            return PATH_BAD_HEADER
+        announced = (transport[12] >> 4) * 4
+        if announced < 20 or announced > room:
+            return PATH_BAD_HEADER
+        out.tcp_flags = transport[13]
+    else:
+        if room < 8:
+            return PATH_BAD_HEADER
+        announced = load16(transport + 4)
+        if announced < 8 or announced > room:
+            return PATH_BAD_HEADER
+    out.key.src_port = load16(transport)
+    out.key.dst_port = load16(transport + 2)
+    return 0
+
+
+cdef inline int parse_echo(const uint8_t *transport, uint32_t room, Headers *out) noexcept nogil:
+    """The identifier is the inside's port; the type that the inside sends stands for the peer's."""
+    if room < 8:
+        return PATH_BAD_HEADER
+    cdef uint8_t icmp_type = transport[0]
+    if icmp_type != ECHO_REPLY and icmp_type != ECHO_REQUEST:
+        return PATH_SPECIAL
+    out.tcp_flags = 0
+    out.key.src_port = out.key.dst_port = load16(transport + 4)
+    if out.key.leaving:
+        out.key.dst_port = icmp_type
+    else:
+        out.key.src_port = ECHO_REQUEST + ECHO_REPLY - icmp_type
+    return 0
+
+
+cdef inline void rewrite(uint8_t *data, const Headers *headers, uint32_t new_ip, uint16_t new_port) noexcept nogil:
+    """Write one endpoint (a leaving packet's source, an arriving one's destination) and the checksums."""
+    cdef bint leaving = headers.key.leaving
+    cdef uint8_t *transport = data + headers.transport_at
+    cdef uint32_t change = difference32(headers.key.src if leaving else headers.key.dst, new_ip)
+    store32(data + (12 if leaving else 16), new_ip)
+    store16(data + 10, update(load16(data + 10), change))
+    if headers.key.proto == IS_ICMP:
+        rewrite_echo(transport, headers.total_len - headers.transport_at, new_port)
+        return
+    cdef uint8_t *port = transport + (0 if leaving else 2)
+    change += difference16(load16(port), new_port)
+    store16(port, new_port)
+    cdef uint8_t *checksum = transport + (16 if headers.key.proto == IS_TCP else 6)
+    cdef uint16_t value = load16(checksum)
+    if headers.key.proto == IS_UDP:
+        if value == 0:                  # the sender computed none (RFC 768)
+            return
+        value = update(value, change)
+        if value == 0:                  # 0 would mean "none"
+            value = 0xFFFF
+    else:
+        value = update(value, change)
+    store16(checksum, value)
+
+
+cdef void rewrite_echo(uint8_t *transport, uint32_t size, uint16_t new_id) noexcept nogil:
+    """Write an identifier.  The ICMP checksum has no pseudo-header: without a change it stays."""
+    cdef uint16_t old_id = load16(transport + 4)
+    if old_id == new_id:
+        return
+    cdef uint16_t value = update(load16(transport + 2), difference16(old_id, new_id))
+    store16(transport + 2, value)
+    store16(transport + 4, new_id)
+    cdef uint32_t at
+    if value == 0 and transport[0] == ECHO_REPLY:
+        for at in range(size):
+            if transport[at]:
+                return
+        store16(transport + 2, 0xFFFF)  # all zeros: the one case where the other zero is right
+
+
+@cython.final
+cdef class FastPath:
+    """FastPath(config)
+--
+
+A flow table of fixed capacity and the packet path over it.
+"""
+
+    def __cinit__(self, config: TableConfig) -> None:
+        config.check()
+        self.capacity = config.capacity
+        # calloc of this size hands out untouched pages: a table costs memory as it fills.  The
+        # records begin at a cache line, so that none of them straddles three.
+        self.flows_memory = calloc(<size_t>self.capacity + 1, sizeof(Flow))
+        cdef uint32_t entries = 4       # two a flow, half of them free
+        while entries < 4 * self.capacity:
+            entries *= 2
+        self.index_mask = entries - 1
+        self.index = <Entry *>calloc(entries, sizeof(Entry))
+        if self.flows_memory == NULL or self.index == NULL:
+            raise MemoryError(f"no memory for {self.capacity} flows")
+        self.flows = <Flow *>((<uintptr_t>self.flows_memory + CACHE_LINE - 1) & ~<uintptr_t>(CACHE_LINE - 1))
+        memset(self.wheel, 0xFF, sizeof(self.wheel))            # NOBODY, everywhere
+        self.unreplied.first = self.unreplied.last = self.free_first = NOBODY
+        self.udp_timeout_ns = config.udp_timeout_ns
+        self.icmp_timeout_ns = config.icmp_timeout_ns
+        self.hash_key[0] = int.from_bytes(config.hash_key[:8], "little")
+        self.hash_key[1] = int.from_bytes(config.hash_key[8:], "little")
+        cdef int i
+        for i in range(TCP_STATES):
+            self.tcp_timeouts_ns[i] = config.tcp_timeouts_ns[i]
+        for i in range(2 * TCP_SEGMENTS * TCP_STATES):
+            self.transitions[i] = config.transitions[i]
+        for i in range(256):
+            self.segment_of_flags[i] = config.segment_of_flags[i]
+
+    def __dealloc__(self):
+        free(self.flows_memory)
+        free(self.index)
+
+    # ── packets ──────────────────────────────────────────────────────────────────────────────────
+
+    def translate(self, packet: bytearray, hook: int, now_ns: int) -> int:
+        """Rewrite `packet` in place if its flow is known, and return a `Path`.
+
+        On any result but TRANSLATED the packet is as it was; on MISS, SPECIAL, STALE and the drops
+        so is the table.  Reads nothing behind `len(packet)`, whatever the packet says.
+        """
+        if not PyByteArray_Check(packet):
+            raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
+        cdef int at_hook = <int>fit(hook, INT32_MIN, INT32_MAX)
+        cdef int64_t at_ns = fit(now_ns, 0, INT64_MAX)
+        return self.translate_at(
+            <uint8_t *>PyByteArray_AS_STRING(packet), <size_t>PyByteArray_GET_SIZE(packet), at_hook, at_ns
+        )
+
+    cdef int translate_at(self, uint8_t *data, size_t length, int hook, int64_t now_ns) noexcept nogil:
+        cdef Headers headers
+        cdef int path = parse_untrusted(data, length, hook, &headers)
+        if path:
+            return path
+        cdef uint32_t flow_id = self.lookup(&headers.key, hash_of(&headers.key, self.hash_key))
+        if flow_id == NOBODY:
+            return PATH_MISS
+        cdef Flow *flow = &self.flows[flow_id]
+        if flow.generation != self.generation:
+            return PATH_STALE
+        cdef bint leaving = headers.key.leaving
+        cdef bint is_reply = leaving != flow.from_inside
+        if not flow.allow & (ALLOW_REPLY if is_reply else ALLOW_ORIGINAL if flow.seen_reply else ALLOW_NEW):
+            return PATH_REFUSED_FORWARD
+        cdef uint32_t row
+        cdef uint8_t state
+        if flow.proto == IS_TCP:
+            row = is_reply * TCP_SEGMENTS + self.segment_of_flags[headers.tcp_flags]
+            state = self.transitions[row * TCP_STATES + flow.tcp_state]
+            if state == REFUSED:
+                return PATH_REFUSED_STATE
+            flow.tcp_state = state
+        self.note(flow_id, is_reply, headers.total_len, <uint64_t>now_ns)
+        if flow.inside_ip == flow.outside_ip and flow.inside_port == flow.outside_port:
+            return PATH_UNCHANGED
+        if leaving:
+            rewrite(data, &headers, flow.outside_ip, flow.outside_port)
+        else:
+            rewrite(data, &headers, flow.inside_ip, flow.inside_port)
+        return PATH_TRANSLATED
+
+    def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None:
+        """Count a packet of `length` bytes that was rewritten elsewhere (a later fragment).
+
+        Raises:
+            KeyError: No such flow.
+        """
+        cdef int64_t wanted = fit(flow_id, INT64_MIN, INT64_MAX)
+        cdef int at_hook = <int>fit(hook, INT32_MIN, INT32_MAX)
+        cdef uint32_t n_bytes = <uint32_t>fit(length, 0, UINT32_MAX)
+        cdef int64_t at_ns = fit(now_ns, 0, INT64_MAX)
+        if not self.exists(wanted):
+            raise KeyError(wanted)
+        cdef bint is_reply = (at_hook == HOOK_POSTROUTING) != self.flows[wanted].from_inside
+        self.note(<uint32_t>wanted, is_reply, n_bytes, <uint64_t>at_ns)
+
+    cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil:
+        """Count the packet and give the flow its next deadline."""
+        cdef Flow *flow = &self.flows[flow_id]
+        flow.packets[is_reply] += 1
+        flow.bytes[is_reply] += length
+        if not flow.seen_reply:
+            if is_reply:
+                flow.seen_reply = 1
+                unlink(self.flows, &self.unreplied, BY_USE, flow_id)
+            elif self.unreplied.last != flow_id:            # to the end: now the most recently used
+                unlink(self.flows, &self.unreplied, BY_USE, flow_id)
+                append(self.flows, &self.unreplied, BY_USE, flow_id)
+        cdef uint64_t timeout
+        if flow.proto == IS_TCP:
+            timeout = self.tcp_timeouts_ns[flow.tcp_state]
+            if flow.tcp_state == ESTABLISHED:
+                flow.assured = 1
+        elif flow.proto == IS_UDP:
+            timeout = self.udp_timeout_ns
+            if flow.seen_reply and not is_reply:
+                flow.assured = 1
+        else:
+            timeout = self.icmp_timeout_ns
+        flow.deadline_ns = now_ns + timeout
+        if flow.deadline_ns / NS_PER_TICK + 1 < flow.filed_tick:        # a shorter timeout than before
+            unlink(self.flows, &self.wheel[flow.filed_tick % WHEEL_SLOTS], BY_DEADLINE, flow_id)
+            self.file(flow_id)
+
+    # ── flows ────────────────────────────────────────────────────────────────────────────────────
+
+    def install(self, spec: FlowSpec, now_ns: int) -> int:
+        """Add a flow and return its id (0..capacity-1), or FULL, or TAKEN if one of its tuples is in use.
+
+        A TCP flow starts in state NONE; the packet that created it moves it on through `translate`.
+        """
+        cdef Flow flow
+        read_spec(&flow, spec)
+        cdef int64_t at_ns = fit(now_ns, 0, INT64_MAX)
+        cdef Key leaving = key_of(&flow, True)
+        cdef Key arriving = key_of(&flow, False)
+        if self.lookup(&leaving, hash_of(&leaving, self.hash_key)) != NOBODY:
+            return TAKEN
+        if self.lookup(&arriving, hash_of(&arriving, self.hash_key)) != NOBODY:
+            return TAKEN
+        if self.count >= self.capacity:
+            return FULL
+        return self.add(&flow, <uint64_t>at_ns)
+
+    cdef uint32_t add(self, const Flow *flow, uint64_t now_ns) noexcept nogil:
+        """Put a flow whose tuples are free into a free record; return its id."""
+        cdef uint32_t flow_id = self.free_first             # the id that was freed last
+        if flow_id == NOBODY:
+            flow_id = self.fresh
+            self.fresh += 1
+        else:
+            self.free_first = self.flows[flow_id].links[BY_DEADLINE].after
+        cdef Flow *record = &self.flows[flow_id]
+        record[0] = flow[0]
+        record.in_use = 1
+        record.generation = self.generation
+        record.created_ns = record.deadline_ns = now_ns
+        self.enter(flow_id, True)
+        self.enter(flow_id, False)
+        append(self.flows, &self.unreplied, BY_USE, flow_id)
+        self.file(flow_id)
+        self.count += 1
+        return flow_id
+
+    def remove(self, flow_id: int) -> FlowInfo | None:
+        """Take a flow out and return what it was; None if there is no such flow."""
+        cdef int64_t wanted = fit(flow_id, INT64_MIN, INT64_MAX)
+        if not self.exists(wanted):
+            return None
+        was = self.describe(<uint32_t>wanted)
+        self.drop(<uint32_t>wanted)
+        return was
+
+    cdef void drop(self, uint32_t flow_id) noexcept nogil:
+        cdef Flow *flow = &self.flows[flow_id]
+        self.forget(flow_id, True)
+        self.forget(flow_id, False)
+        if not flow.seen_reply:
+            unlink(self.flows, &self.unreplied, BY_USE, flow_id)
+        unlink(self.flows, &self.wheel[flow.filed_tick % WHEEL_SLOTS], BY_DEADLINE, flow_id)
+        flow.in_use = 0
+        flow.links[BY_DEADLINE].after = self.free_first
+        self.free_first = flow_id
+        self.count -= 1
+
+    def find(self, key: FlowKey) -> int:
+        """Return the id of the flow that has this tuple, or NOT_FOUND."""
+        cdef tuple fields = tuple(key)
+        if len(fields) != 6:
+            raise TypeError(f"{len(fields)} fields where 6 belong")
+        cdef Key wanted
+        cdef int64_t hook = fit(fields[0], INT32_MIN, INT32_MAX)
+        wanted.proto = <uint8_t>fit(fields[1], 0, UINT8_MAX)
+        wanted.src = <uint32_t>fit(fields[2], 0, UINT32_MAX)
+        wanted.src_port = <uint16_t>fit(fields[3], 0, UINT16_MAX)
+        wanted.dst = <uint32_t>fit(fields[4], 0, UINT32_MAX)
+        wanted.dst_port = <uint16_t>fit(fields[5], 0, UINT16_MAX)
+        wanted.leaving = hook == HOOK_POSTROUTING
+        if hook != HOOK_POSTROUTING and hook != HOOK_PREROUTING:
+            return NOT_FOUND
+        cdef uint32_t flow_id = self.lookup(&wanted, hash_of(&wanted, self.hash_key))
+        return NOT_FOUND if flow_id == NOBODY else flow_id
+
+    def info(self, flow_id: int) -> FlowInfo | None:
+        """Return a copy of a flow, or None."""
+        cdef int64_t wanted = fit(flow_id, INT64_MIN, INT64_MAX)
+        return self.describe(<uint32_t>wanted) if self.exists(wanted) else None
+
+    def oldest_unreplied(self) -> int:
+        """Return the flow without a reply that has been idle longest, or NOT_FOUND: the one to evict."""
+        return NOT_FOUND if self.unreplied.first == NOBODY else self.unreplied.first
+
+    def snapshot(self) -> list[FlowInfo]:
+        """Return a copy of every flow, in the order of their ids."""
+        cdef uint32_t flow_id
+        return [self.describe(flow_id) for flow_id in range(self.fresh) if self.flows[flow_id].in_use]
+
+    def __len__(self) -> int:
+        return self.count
+
+    cdef inline bint exists(self, int64_t flow_id) noexcept nogil:
+        return 0 <= flow_id < self.fresh and self.flows[flow_id].in_use
+
+    cdef object describe(self, uint32_t flow_id):
+        cdef Flow *flow = &self.flows[flow_id]
+        spec = FlowSpec(
+            flow.proto, flow.inside_ip, flow.inside_port, flow.outside_ip, flow.outside_port,
+            flow.peer_ip, flow.peer_port, <bint>flow.from_inside,
+            flow.inside_ifindex, flow.uplink_ifindex, flow.allow,
+        )
+        return FlowInfo(
+            flow_id, spec, flow.tcp_state, <bint>flow.seen_reply, <bint>flow.assured,
+            flow.created_ns, flow.deadline_ns,
+            flow.packets[0], flow.bytes[0], flow.packets[1], flow.bytes[1],
+        )
+
+    # ── index ────────────────────────────────────────────────────────────────────────────────────
+
+    cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil:
+        """Return the id of the flow with this tuple, or NOBODY."""
+        cdef uint32_t at = tag & self.index_mask
+        cdef uint32_t flow_id
+        while self.index[at].ref:
+            if self.index[at].tag == tag and self.index[at].ref & 1 == key.leaving:
+                flow_id = (self.index[at].ref >> 1) - 1
+                if has_tuple(&self.flows[flow_id], key):
+                    return flow_id
+            at = (at + 1) & self.index_mask
+        return NOBODY
+
+    cdef void enter(self, uint32_t flow_id, bint leaving) noexcept nogil:
+        cdef Key key = key_of(&self.flows[flow_id], leaving)
+        cdef uint32_t tag = hash_of(&key, self.hash_key)
+        cdef uint32_t at = tag & self.index_mask
+        while self.index[at].ref:
+            at = (at + 1) & self.index_mask
+        self.index[at].tag = tag
+        self.index[at].ref = (flow_id + 1) << 1 | leaving
+
+    cdef void forget(self, uint32_t flow_id, bint leaving) noexcept nogil:
+        cdef Key key = key_of(&self.flows[flow_id], leaving)
+        cdef uint32_t mask = self.index_mask
+        cdef uint32_t at = hash_of(&key, self.hash_key) & mask
+        while self.index[at].ref != ((flow_id + 1) << 1 | leaving):
+            at = (at + 1) & mask
+        cdef uint32_t hole = at
+        while True:
+            at = (at + 1) & mask
+            if self.index[at].ref == 0:
+                break
+            # An entry may fill the hole unless its home lies behind the hole: a probe starts at home.
+            if ((at - self.index[at].tag) & mask) >= ((at - hole) & mask):
+                self.index[hole] = self.index[at]
+                hole = at
+        self.index[hole].ref = 0
+
+    # ── rule changes ─────────────────────────────────────────────────────────────────────────────
+
+    def invalidate(self) -> None:
+        """Make every flow STALE until it is approved again: the FORWARD rules have changed.  O(1)."""
+        self.generation += 1
+
+    def approve(self, flow_id: int, allow: int) -> None:
+        """Set what the FORWARD chain, as it stands now, allows a flow (bits of `Allow`).
+
+        Raises:
+            KeyError: No such flow.
+        """
+        cdef int64_t wanted = fit(flow_id, INT64_MIN, INT64_MAX)
+        cdef uint8_t bits = <uint8_t>fit(allow, 0, UINT8_MAX)
+        if not self.exists(wanted):
+            raise KeyError(wanted)
+        self.flows[wanted].allow = bits
+        self.flows[wanted].generation = self.generation
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────────
+
+    cdef void file(self, uint32_t flow_id) noexcept nogil:
+        """File a flow under the second after its deadline, or under the last one of the wheel."""
+        cdef Flow *flow = &self.flows[flow_id]
+        flow.filed_tick = max(
+            self.tick, min(flow.deadline_ns / NS_PER_TICK + 1, self.tick + WHEEL_SLOTS - 1)
+        )
+        append(self.flows, &self.wheel[flow.filed_tick % WHEEL_SLOTS], BY_DEADLINE, flow_id)
+
+    def expire(self, now_ns: int, budget: int) -> list[FlowInfo]:
+        """Remove flows whose deadline has passed and return what they were.
+
+        A flow ends at most one second after its deadline, provided this is called as often.
+        At most `budget` flows are looked at; the next call goes on from there.
+        """
+        cdef uint64_t at_ns = <uint64_t>fit(now_ns, 0, INT64_MAX)
+        cdef int64_t looks_left = fit(budget, INT64_MIN, INT64_MAX)
+        cdef uint64_t now_tick = at_ns / NS_PER_TICK
+        cdef uint32_t flow_id
+        cdef Queue *slot
+        cdef list ended = []
+        if now_tick >= self.tick + WHEEL_SLOTS:                 # one whole turn meets every flow
+            self.tick = now_tick - WHEEL_SLOTS + 1
+        while self.tick <= now_tick:
+            slot = &self.wheel[self.tick % WHEEL_SLOTS]
+            while slot.first != NOBODY:
+                if looks_left <= 0:
+                    return ended
+                looks_left -= 1
+                flow_id = slot.first
+                if self.flows[flow_id].deadline_ns <= at_ns:
+                    ended.append(self.describe(flow_id))
+                    self.drop(flow_id)
+                else:
+                    unlink(self.flows, slot, BY_DEADLINE, flow_id)
+                    self.file(flow_id)
+            self.tick += 1
+        return ended
+
+
+cdef inline bint has_tuple(const Flow *flow, const Key *key) noexcept nogil:
+    if flow.proto != key.proto:
+        return False
+    if key.leaving:
+        return (
+            flow.inside_ip == key.src and flow.inside_port == key.src_port
+            and flow.peer_ip == key.dst and flow.peer_port == key.dst_port
+        )
+    return (
+        flow.peer_ip == key.src and flow.peer_port == key.src_port
+        and flow.outside_ip == key.dst and flow.outside_port == key.dst_port
+    )
+
+
+cdef inline Key key_of(const Flow *flow, bint leaving) noexcept nogil:
+    """`FlowSpec.leaving` or `FlowSpec.arriving`."""
+    cdef Key key
+    key.src = flow.inside_ip if leaving else flow.peer_ip
+    key.src_port = flow.inside_port if leaving else flow.peer_port
+    key.dst = flow.peer_ip if leaving else flow.outside_ip
+    key.dst_port = flow.peer_port if leaving else flow.outside_port
+    key.proto = flow.proto
+    key.leaving = leaving
+    return key
+
+
+cdef int64_t fit(value, int64_t first, int64_t last) except? -1:
+    """Return `value` if it is an integer within first..last, or raise like `_fastpath_py._fit`."""
+    cdef int64_t plain = PyNumber_Index(value)
+    if plain < first or plain > last:
+        raise OverflowError(f"{plain} is not within {first}..{last}")
+    return plain
+
+
+cdef void read_spec(Flow *flow, spec) except *:
+    """Fill a new record from a `FlowSpec`."""
+    cdef tuple fields = tuple(spec)
+    if len(fields) != 11:
+        raise TypeError(f"{len(fields)} fields where 11 belong")
+    memset(flow, 0, sizeof(Flow))
+    flow.proto = <uint8_t>fit(fields[0], 0, UINT8_MAX)
+    flow.inside_ip = <uint32_t>fit(fields[1], 0, UINT32_MAX)
+    flow.inside_port = <uint16_t>fit(fields[2], 0, UINT16_MAX)
+    flow.outside_ip = <uint32_t>fit(fields[3], 0, UINT32_MAX)
+    flow.outside_port = <uint16_t>fit(fields[4], 0, UINT16_MAX)
+    flow.peer_ip = <uint32_t>fit(fields[5], 0, UINT32_MAX)
+    flow.peer_port = <uint16_t>fit(fields[6], 0, UINT16_MAX)
+    flow.from_inside = <uint8_t>fit(fields[7], 0, 1)
+    flow.inside_ifindex = <uint32_t>fit(fields[8], 0, UINT32_MAX)
+    flow.uplink_ifindex = <uint32_t>fit(fields[9], 0, UINT32_MAX)
+    flow.allow = <uint8_t>fit(fields[10], 0, UINT8_MAX)

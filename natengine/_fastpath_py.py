@@ -1,0 +1,370 @@
+"""The fast path in Python: the specification of `_fastpath.pyx`, written to be read.
+
+It owns the flow table and does four things to a packet of a known flow: find the flow by tuple,
+move the TCP state, rewrite one endpoint in place, note that the flow is alive.  It decides nothing:
+what is not in the table is a MISS, and the engine asks the rules.
+
+Both twins have the same names, take the same arguments and leave the same table behind;
+tests/differential drives them side by side.  `help(natengine._fastpath)` says the same as this.
+
+Timer wheel: each flow is filed under the second in which it may end.  A packet moves the flow's
+deadline and leaves it where it is filed; only when that second comes round is the flow looked at,
+and filed again if it has lived on.  So a packet costs nothing and `expire` costs what expires.
+
+Wrong arguments: a TypeError for what is not an integer, an OverflowError for an integer that its
+field cannot hold, before anything is changed.  Times are 0..2**63-1, and fields as wide as on the wire.
+
+Limits: a dict is not hashed under the secret key; only the compiled table withstands somebody who
+chooses addresses and ports so that they collide.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import islice
+from operator import index
+from typing import NamedTuple, final
+
+from natengine.errors import BadPacket, Truncated
+from natengine.flow.records import Allow, FlowInfo, FlowKey, FlowSpec, Path, flow_key
+from natengine.flow.tcp_state import REFUSED, SEGMENTS, STATES, TcpState
+from natengine.vocab import Hook, Proto
+from natengine.wire.ipv4 import (
+    ICMP_ECHO_REPLY,
+    ICMP_ECHO_REQUEST,
+    TRANSPORT_CHECKSUM,
+    Ipv4Fields,
+    Transport,
+    parse_ipv4_untrusted,
+    parse_transport_untrusted,
+)
+from natengine.wire.rewrite import put16, rewrite_destination, rewrite_source
+
+__all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig"]
+
+BACKEND = "python"
+
+FULL, TAKEN = -1, -2                # what `install` returns instead of a flow id
+NOT_FOUND = -1                      # what `find` and `oldest_unreplied` return instead of one
+
+TICK_NS = 1_000_000_000
+SLOTS = 8192                        # more than the longest usual timeout, 7440 s, has seconds
+
+_CAPACITY = range(1, 2**28 + 1)     # an index of 4 entries a flow still counts in 32 bits
+_TIME_NS = range(2**63)
+_TIMEOUT_NS = range(2**62 + 1)      # so that a deadline fits into 64 bits
+_U8, _U16, _U32 = range(2**8), range(2**16), range(2**32)
+_INT, _INT64 = range(-2**31, 2**31), range(-2**63, 2**63)
+_KEY_FIELDS = (_INT, _U8, _U32, _U16, _U32, _U16)
+_SPEC_FIELDS = (_U8, _U32, _U16, _U32, _U16, _U32, _U16, range(2), _U32, _U32, _U8)
+
+
+def _fit(value: int, field: range) -> int:
+    """Return `value` as the plain integer that a field of the compiled table would hold.
+
+    Raises:
+        TypeError: Not an integer.
+        OverflowError: Not in `field`.
+    """
+    plain = index(value)
+    if plain not in field:
+        raise OverflowError(f"{plain} is not within {field.start}..{field.stop - 1}")
+    return plain
+
+
+def _fit_all(values: Iterable[int], fields: tuple[range, ...]) -> tuple[int, ...]:
+    values = tuple(values)
+    if len(values) != len(fields):
+        raise TypeError(f"{len(values)} fields where {len(fields)} belong")
+    return tuple(map(_fit, values, fields))
+
+
+class TableConfig(NamedTuple):
+    """What a fast path is told at construction; the tables are those of `flow.tcp_state`."""
+
+    capacity: int
+    tcp_timeouts_ns: tuple[int, ...]    # by TcpState
+    udp_timeout_ns: int
+    icmp_timeout_ns: int
+    transitions: bytes
+    segment_of_flags: bytes
+    hash_key: bytes                     # 16 random bytes: nobody outside may choose collisions
+
+    def check(self) -> None:
+        """Refuse what would make either twin read or count wrong.
+
+        Raises:
+            TypeError: A table or the key is not bytes, or a number is no integer.
+            ValueError: A capacity outside 1..2**28, a timeout outside 0..2**62, or a table or key
+                of the wrong size or with a value that is no state or no segment.
+        """
+        for table in (self.hash_key, self.transitions, self.segment_of_flags):
+            if not isinstance(table, bytes):
+                raise TypeError("the key and the TCP tables are bytes")
+        if index(self.capacity) not in _CAPACITY:
+            raise ValueError(f"the capacity is 1..{_CAPACITY[-1]}, not {self.capacity}")
+        if len(self.hash_key) != 16 or len(self.tcp_timeouts_ns) != STATES:
+            raise ValueError("the key has 16 bytes, and every TCP state has a timeout")
+        for timeout_ns in (*self.tcp_timeouts_ns, self.udp_timeout_ns, self.icmp_timeout_ns):
+            if index(timeout_ns) not in _TIMEOUT_NS:
+                raise ValueError(f"a timeout is 0..{_TIMEOUT_NS[-1]} ns, not {timeout_ns}")
+        if len(self.transitions) != 2 * SEGMENTS * STATES or len(self.segment_of_flags) != 256:
+            raise ValueError("the TCP tables are not those of flow.tcp_state")
+        states = {*range(STATES), REFUSED}
+        if not set(self.transitions) <= states or max(self.segment_of_flags) >= SEGMENTS:
+            raise ValueError("the TCP tables name a state or a segment that does not exist")
+
+
+class _Flow:
+    """One record of the table."""
+
+    __slots__ = (
+        "allow", "assured", "created_ns", "deadline_ns", "filed_tick", "flow_id", "generation",
+        "original_bytes", "original_packets", "reply_bytes", "reply_packets", "seen_reply", "spec",
+        "tcp_state",
+    )
+
+    def __init__(self, flow_id: int, spec: FlowSpec, generation: int, now_ns: int) -> None:
+        self.flow_id = flow_id
+        self.spec = spec
+        self.allow = spec.allow
+        self.generation = generation
+        self.tcp_state: int = TcpState.NONE
+        self.seen_reply = self.assured = False
+        self.created_ns = self.deadline_ns = now_ns
+        self.filed_tick = 0
+        self.original_packets = self.original_bytes = self.reply_packets = self.reply_bytes = 0
+
+    def info(self) -> FlowInfo:
+        return FlowInfo(
+            self.flow_id, self.spec._replace(allow=self.allow), self.tcp_state, self.seen_reply, self.assured,
+            self.created_ns, self.deadline_ns,
+            self.original_packets, self.original_bytes, self.reply_packets, self.reply_bytes,
+        )
+
+
+@final
+class FastPath:
+    """A flow table of fixed capacity and the packet path over it."""
+
+    def __init__(self, config: TableConfig) -> None:
+        """Make an empty table.
+
+        Raises:
+            ValueError: What `TableConfig.check` says.
+        """
+        config.check()
+        self._config = config
+        self._flows: dict[int, _Flow] = {}
+        self._by_key: dict[FlowKey, _Flow] = {}
+        self._free: list[int] = []                          # ids of removed flows, last one first
+        self._unreplied: OrderedDict[int, None] = OrderedDict()     # least recently used first
+        self._wheel: list[dict[int, None]] = [{} for _ in range(SLOTS)]
+        self._tick = 0                                      # the next second `expire` looks at
+        self._generation = 0
+
+    # ── packets ──────────────────────────────────────────────────────────────────────────────────
+
+    def translate(self, packet: bytearray, hook: int, now_ns: int) -> int:
+        """Rewrite `packet` in place if its flow is known, and return a `Path`.
+
+        On any result but TRANSLATED the packet is as it was; on MISS, SPECIAL, STALE and the drops
+        so is the table.  Reads nothing behind `len(packet)`, whatever the packet says.
+        """
+        if not isinstance(packet, bytearray):
+            raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
+        hook, now_ns = _fit(hook, _INT), _fit(now_ns, _TIME_NS)
+        try:
+            ip = parse_ipv4_untrusted(packet)
+            if ip.is_fragment or ip.proto not in (Proto.TCP, Proto.UDP, Proto.ICMP):
+                return Path.SPECIAL
+            transport = parse_transport_untrusted(packet, ip)
+        except Truncated:
+            return Path.TRUNCATED
+        except BadPacket:
+            return Path.BAD_HEADER
+        if ip.proto == Proto.ICMP and transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
+            return Path.SPECIAL
+        flow = self._by_key.get(
+            flow_key(
+                hook, ip.proto, ip.src, transport.src_port_or_icmp_id, ip.dst, transport.dst_port_or_icmp_id,
+                transport.icmp_type,
+            )
+        )
+        if flow is None:
+            return Path.MISS
+        return self._translate_known(packet, ip, transport, flow, hook, now_ns)
+
+    def _translate_known(
+        self, packet: bytearray, ip: Ipv4Fields, transport: Transport, flow: _Flow, hook: int, now_ns: int
+    ) -> int:
+        if flow.generation != self._generation:
+            return Path.STALE
+        spec = flow.spec
+        is_reply = (hook == Hook.POSTROUTING) != spec.from_inside
+        needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
+        if not flow.allow & needed:
+            return Path.REFUSED_FORWARD
+        if ip.proto == Proto.TCP:
+            segment = self._config.segment_of_flags[transport.tcp_flags]
+            state = self._config.transitions[(is_reply * SEGMENTS + segment) * STATES + flow.tcp_state]
+            if state == REFUSED:
+                return Path.REFUSED_STATE
+            flow.tcp_state = state
+        self._note(flow, is_reply, ip.total_len, now_ns)
+        if spec.inside_ip == spec.outside_ip and spec.inside_port == spec.outside_port:
+            return Path.UNCHANGED
+        port = transport.src_port_or_icmp_id if hook == Hook.POSTROUTING else transport.dst_port_or_icmp_id
+        new_port = spec.outside_port if hook == Hook.POSTROUTING else spec.inside_port
+        # an ICMP checksum has no pseudo-header: where the identifier stays, so does the checksum
+        keep = ip.proto == Proto.ICMP and port == new_port
+        if hook == Hook.POSTROUTING:
+            rewrite_source(packet, ip, spec.outside_ip, None if keep else new_port)
+        else:
+            rewrite_destination(packet, ip, spec.inside_ip, None if keep else new_port)
+        if ip.proto == Proto.ICMP and not keep and not any(packet[ip.header_len:ip.total_len]):
+            # An echo reply that is now all zeros.  One's complement has two zeros: RFC 1624 comes to
+            # the checksum 0, but the receiver's sum over nothing but zeros would be 0, not 0xFFFF.
+            put16(packet, ip.header_len + TRANSPORT_CHECKSUM[Proto.ICMP], 0xFFFF)
+        return Path.TRANSLATED
+
+    def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None:
+        """Count a packet of `length` bytes that was rewritten elsewhere (a later fragment).
+
+        Raises:
+            KeyError: No such flow.
+        """
+        flow_id, hook, length = _fit(flow_id, _INT64), _fit(hook, _INT), _fit(length, _U32)
+        now_ns = _fit(now_ns, _TIME_NS)
+        flow = self._flows[flow_id]
+        self._note(flow, (hook == Hook.POSTROUTING) != flow.spec.from_inside, length, now_ns)
+
+    def _note(self, flow: _Flow, is_reply: bool, length: int, now_ns: int) -> None:
+        """Count the packet and give the flow its next deadline."""
+        if is_reply:
+            flow.reply_packets += 1
+            flow.reply_bytes += length
+            flow.seen_reply = True
+            self._unreplied.pop(flow.flow_id, None)
+        else:
+            flow.original_packets += 1
+            flow.original_bytes += length
+            if not flow.seen_reply:
+                self._unreplied.move_to_end(flow.flow_id)   # now the most recently used
+        if flow.spec.proto == Proto.TCP:
+            timeout = self._config.tcp_timeouts_ns[flow.tcp_state]
+            flow.assured = flow.assured or flow.tcp_state == TcpState.ESTABLISHED
+        elif flow.spec.proto == Proto.UDP:
+            timeout = self._config.udp_timeout_ns
+            flow.assured = flow.assured or (flow.seen_reply and not is_reply)
+        else:
+            timeout = self._config.icmp_timeout_ns
+        flow.deadline_ns = now_ns + timeout
+        if flow.deadline_ns // TICK_NS + 1 < flow.filed_tick:    # a shorter timeout than before
+            self._wheel[flow.filed_tick % SLOTS].pop(flow.flow_id)
+            self._file(flow)
+
+    # ── flows ────────────────────────────────────────────────────────────────────────────────────
+
+    def install(self, spec: FlowSpec, now_ns: int) -> int:
+        """Add a flow and return its id (0..capacity-1), or FULL, or TAKEN if one of its tuples is in use.
+
+        A TCP flow starts in state NONE; the packet that created it moves it on through `translate`.
+        """
+        spec = FlowSpec._make(_fit_all(spec, _SPEC_FIELDS))
+        spec = spec._replace(from_inside=bool(spec.from_inside))
+        now_ns = _fit(now_ns, _TIME_NS)
+        if spec.leaving in self._by_key or spec.arriving in self._by_key:
+            return TAKEN
+        if len(self._flows) >= self._config.capacity:
+            return FULL
+        flow = _Flow(self._free.pop() if self._free else len(self._flows), spec, self._generation, now_ns)
+        self._flows[flow.flow_id] = flow
+        self._by_key[spec.leaving] = self._by_key[spec.arriving] = flow
+        self._unreplied[flow.flow_id] = None
+        self._file(flow)
+        return flow.flow_id
+
+    def remove(self, flow_id: int) -> FlowInfo | None:
+        """Take a flow out and return what it was; None if there is no such flow."""
+        flow_id = _fit(flow_id, _INT64)
+        flow = self._flows.pop(flow_id, None)
+        if flow is None:
+            return None
+        del self._by_key[flow.spec.leaving], self._by_key[flow.spec.arriving]
+        self._unreplied.pop(flow_id, None)
+        self._wheel[flow.filed_tick % SLOTS].pop(flow_id, None)
+        self._free.append(flow_id)
+        return flow.info()
+
+    def find(self, key: FlowKey) -> int:
+        """Return the id of the flow that has this tuple, or NOT_FOUND."""
+        flow = self._by_key.get(FlowKey._make(_fit_all(key, _KEY_FIELDS)))
+        return NOT_FOUND if flow is None else flow.flow_id
+
+    def info(self, flow_id: int) -> FlowInfo | None:
+        """Return a copy of a flow, or None."""
+        flow = self._flows.get(_fit(flow_id, _INT64))
+        return None if flow is None else flow.info()
+
+    def oldest_unreplied(self) -> int:
+        """Return the flow without a reply that has been idle longest, or NOT_FOUND: the one to evict."""
+        return next(iter(self._unreplied), NOT_FOUND)
+
+    def snapshot(self) -> list[FlowInfo]:
+        """Return a copy of every flow, in the order of their ids."""
+        return [self._flows[flow_id].info() for flow_id in sorted(self._flows)]
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    # ── rule changes ─────────────────────────────────────────────────────────────────────────────
+
+    def invalidate(self) -> None:
+        """Make every flow STALE until it is approved again: the FORWARD rules have changed.  O(1)."""
+        self._generation += 1
+
+    def approve(self, flow_id: int, allow: int) -> None:
+        """Set what the FORWARD chain, as it stands now, allows a flow (bits of `Allow`).
+
+        Raises:
+            KeyError: No such flow.
+        """
+        flow_id, allow = _fit(flow_id, _INT64), _fit(allow, _U8)
+        flow = self._flows[flow_id]
+        flow.allow = allow
+        flow.generation = self._generation
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _file(self, flow: _Flow) -> None:
+        """File a flow under the second after its deadline, or under the last one of the wheel."""
+        flow.filed_tick = max(self._tick, min(flow.deadline_ns // TICK_NS + 1, self._tick + SLOTS - 1))
+        self._wheel[flow.filed_tick % SLOTS][flow.flow_id] = None
+
+    def expire(self, now_ns: int, budget: int) -> list[FlowInfo]:
+        """Remove flows whose deadline has passed and return what they were.
+
+        A flow ends at most one second after its deadline, provided this is called as often.
+        At most `budget` flows are looked at; the next call goes on from there.
+        """
+        now_ns, budget = _fit(now_ns, _TIME_NS), _fit(budget, _INT64)
+        now_tick = now_ns // TICK_NS
+        self._tick = max(self._tick, now_tick - SLOTS + 1)      # one whole turn meets every flow
+        ended: list[FlowInfo] = []
+        while self._tick <= now_tick:
+            slot = self._wheel[self._tick % SLOTS]
+            for flow_id in list(islice(slot, max(budget, 0))):
+                budget -= 1
+                flow = self._flows[flow_id]
+                if flow.deadline_ns <= now_ns:
+                    ended.append(flow.info())
+                    self.remove(flow_id)
+                else:                                       # never into this slot again: it lives on
+                    del slot[flow_id]
+                    self._file(flow)
+            if slot:
+                return ended                                # the budget is used up
+            self._tick += 1
+        return ended

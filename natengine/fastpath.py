@@ -1,0 +1,64 @@
+"""Which of the two fast paths runs: the compiled one or its pure-Python twin.
+
+`NATENGINE_FASTPATH` (read by the program, not here) is auto, cython or python.  `auto` takes the
+compiled one if it was built; a name that cannot be honoured is an error, never a silent fallback.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Protocol
+
+from natengine import _fastpath_py
+from natengine._fastpath_py import FULL, NOT_FOUND, TAKEN, TableConfig
+from natengine.errors import FastPathError
+from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
+
+__all__ = ["CHOICES", "FULL", "NOT_FOUND", "TAKEN", "FastPath", "TableConfig", "create", "select"]
+
+CHOICES = ("auto", "cython", "python")
+
+
+class FastPath(Protocol):
+    """The contract of both twins; `_fastpath_py` says what each method does."""
+
+    def translate(self, packet: bytearray, hook: int, now_ns: int) -> int: ...
+    def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None: ...
+    def install(self, spec: FlowSpec, now_ns: int) -> int: ...
+    def remove(self, flow_id: int) -> FlowInfo | None: ...
+    def find(self, key: FlowKey) -> int: ...
+    def info(self, flow_id: int) -> FlowInfo | None: ...
+    def oldest_unreplied(self) -> int: ...
+    def snapshot(self) -> list[FlowInfo]: ...
+    def invalidate(self) -> None: ...
+    def approve(self, flow_id: int, allow: int) -> None: ...
+    def expire(self, now_ns: int, budget: int) -> list[FlowInfo]: ...
+    def __len__(self) -> int: ...
+
+
+def create(choice: str, config: TableConfig) -> tuple[str, FastPath]:
+    """Return the name of a fast path (`BACKEND`) and an empty table of its kind; see `select`."""
+    module = select(choice)
+    return module.BACKEND, module.FastPath(config)
+
+
+def select(choice: str) -> ModuleType:
+    """Return the module `_fastpath` or `_fastpath_py`; its `BACKEND` says which it is.
+
+    Raises:
+        FastPathError: The choice is unknown, or `cython` and the extension was not built.
+    """
+    if choice not in CHOICES:
+        raise FastPathError(f"NATENGINE_FASTPATH={choice}: say one of {', '.join(CHOICES)}")
+    if choice != "python":
+        try:
+            from natengine import _fastpath
+        except ImportError as error:
+            if choice == "cython":
+                raise FastPathError(
+                    f"NATENGINE_FASTPATH=cython, but the extension cannot be loaded ({error}); "
+                    "build it with `pip install .`, or say NATENGINE_FASTPATH=python"
+                ) from error
+        else:
+            return _fastpath
+    return _fastpath_py

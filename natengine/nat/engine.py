@@ -1,0 +1,325 @@
+"""`NatEngine`: one packet in, one decision out.
+
+    packet ─> fast path ── known flow ──> rewritten, or refused by its state or by FORWARD
+                 │ MISS ───> slow path: rules, outside port ──> a new flow ──> fast path again
+                 │ STALE ──> FORWARD asked again ──> fast path again
+                 └ SPECIAL > ICMP errors, fragments, other protocols
+
+It performs no I/O and reads no clock: the time, the interfaces and the dice are arguments.  The
+same packets at the same times with the same dice give the same bytes.  One thread owns it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from natengine.errors import BadPacket, Truncated
+from natengine.fastpath import FULL, NOT_FOUND, FastPath
+from natengine.flow.mappings import MappingTable
+from natengine.flow.records import Allow, FlowInfo, FlowKey, Path, flow_key
+from natengine.nat.fragments import DatagramKey, FragmentTable
+from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
+from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.policy import Policy, join_uplinks
+from natengine.nat.slowpath import NewPacket, SlowPath
+from natengine.rules.counters import RuleCounters
+from natengine.rules.model import RuleSet, Uplinks
+from natengine.settings import Settings
+from natengine.vocab import CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
+from natengine.wire.ipv4 import (
+    ICMP_ECHO_REPLY,
+    ICMP_ECHO_REQUEST,
+    Ipv4Fields,
+    Transport,
+    parse_ipv4_untrusted,
+    parse_transport_untrusted,
+)
+from natengine.wire.rewrite import rewrite_destination, rewrite_source
+
+# what the fast path says that needs nobody else
+_SETTLED = {
+    Path.TRANSLATED: Reason.TRANSLATED,
+    Path.UNCHANGED: Reason.UNCHANGED,
+    Path.REFUSED_STATE: Reason.TCP_STATE,
+    Path.REFUSED_FORWARD: Reason.FORWARD_DROP,
+    Path.BAD_HEADER: Reason.BAD_HEADER,
+    Path.TRUNCATED: Reason.TRUNCATED,
+}
+_REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
+_PORTLESS = Transport(0, 0, 0, 0, 0)
+
+
+class EngineStats(NamedTuple):
+    """A snapshot of the engine's gauges and counters."""
+
+    flows: int
+    mappings: int
+    fragment_trains: int
+    by_reason: dict[str, int]           # packets, by the name of their `Reason`
+
+
+class NatEngine:
+    """Decide and rewrite, one packet at a time."""
+
+    def __init__(self, fast: FastPath, *, settings: Settings, rng: Rng) -> None:
+        """Start with no rules and no interfaces; see `replace_ruleset` and `replace_interfaces`."""
+        self._fast = fast
+        self._mappings = MappingTable(rng)
+        self._fragments = FragmentTable(settings.max_fragment_trains, settings.fragment_timeout_ns)
+        self._by_reason = [0] * (max(Reason) + 1)
+        self.ruleset = RuleSet()
+        self.counters = RuleCounters()
+        self.interfaces = InterfaceTable()
+        self._uplinks = Uplinks()
+        self._slow = SlowPath(fast, self._mappings, self._policy())
+
+    # ── packets ──────────────────────────────────────────────────────────────────────────────────
+
+    def process(self, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
+        """Decide about one packet and rewrite it in place.
+
+        Args:
+            packet: From the IP header on.  Changed only if the decision holds it.
+            meta: Where it was taken; `meta.hook` is PREROUTING or POSTROUTING.
+            now_ns: Nanoseconds on any clock that never goes back.
+        """
+        path = self._fast.translate(packet, meta.hook, now_ns)
+        reason = _SETTLED.get(path)         # type: ignore[call-overload]
+        if reason is None:
+            reason = self._unsettled(path, packet, meta, now_ns)
+        self._by_reason[reason] += 1
+        return Decision(reason.verdict, reason, packet if reason in _REWRITTEN else None)
+
+    def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
+        """Deal with what the fast path could not."""
+        try:
+            ip = parse_ipv4_untrusted(packet)
+            if ip.is_fragment:
+                return self._fragment(packet, ip, meta, now_ns)
+            transport = parse_transport_untrusted(packet, ip)
+        except Truncated:
+            return Reason.TRUNCATED
+        except BadPacket:
+            return Reason.BAD_HEADER
+        new = NewPacket(ip, transport, meta)
+        if path == Path.MISS:
+            return self._begin(packet, new, now_ns)
+        if path == Path.STALE:
+            return self._ask_again(packet, new, now_ns)
+        if ip.proto == Proto.ICMP:
+            return self._icmp(packet, new)
+        return self._other_protocol(new)
+
+    def _begin(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
+        """Let the rules decide about a packet without a flow."""
+        flow_id = self._create(new, now_ns)
+        if isinstance(flow_id, Reason):
+            return flow_id
+        reason = _SETTLED[Path(self._fast.translate(packet, new.meta.hook, now_ns))]
+        if reason.verdict is Verdict.DROP:
+            self._remove(flow_id)
+        return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
+
+    def _create(self, new: NewPacket, now_ns: int) -> int | Reason:
+        """Install the flow that a packet begins and return its id, or why there is none."""
+        answer = self._slow.decide(new)
+        if isinstance(answer, Reason):
+            return answer
+        flow_id = self._fast.install(answer, now_ns)
+        if flow_id == FULL and self._evict():
+            flow_id = self._fast.install(answer, now_ns)
+        if flow_id >= 0:
+            return flow_id
+        self._slow.release(answer)
+        return Reason.TABLE_FULL if flow_id == FULL else Reason.OUT_OF_PORTS
+
+    def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
+        """The rules have changed since FORWARD last allowed this flow."""
+        flow_id = self._fast.find(_key(new))
+        self._approve(flow_id)
+        return _SETTLED[Path(self._fast.translate(packet, new.meta.hook, now_ns))]
+
+    def _approve(self, flow_id: int) -> None:
+        info = self._fast.info(flow_id)
+        assert info is not None
+        self._fast.approve(flow_id, self._slow.policy.allow_later(info.spec))
+
+    def _other_protocol(self, new: NewPacket) -> Reason:
+        """A protocol without ports that we know: the head's own passes, the rest cannot be translated."""
+        if new.meta.hook == Hook.PREROUTING:
+            answer = self._slow.decide(new)
+            return answer if isinstance(answer, Reason) else Reason.UNKNOWN_PROTOCOL
+        return Reason.LOCAL_OUT if new.from_head else Reason.UNKNOWN_PROTOCOL
+
+    # ── ICMP errors ──────────────────────────────────────────────────────────────────────────────
+
+    def _icmp(self, packet: bytearray, new: NewPacket) -> Reason:
+        """ICMP other than echo: errors about our flows, and the head's own business."""
+        if new.transport.icmp_type in TRANSLATED_TYPES:
+            try:
+                quoted = QuotedPacket(packet, new.ip)
+            except BadPacket:
+                return self._icmp_unrelated(new)
+            if quoted.damaged:
+                return Reason.BAD_CHECKSUM
+            flow = find_flow(self._fast, quoted, new.meta.hook)
+            if flow is not None:
+                return self._icmp_error(packet, new, quoted, flow)
+            if new.from_head and new.meta.hook == Hook.POSTROUTING:
+                # the head's error about a packet it refused; never one that shows an inside address
+                own = self.interfaces.owns(quoted.ip.dst)
+                return Reason.LOCAL_OUT if own else Reason.ICMP_UNRELATED
+        return self._icmp_unrelated(new)
+
+    def _icmp_error(self, packet: bytearray, new: NewPacket, quoted: QuotedPacket, flow: FlowInfo) -> Reason:
+        spec, arriving = flow.spec, new.meta.hook == Hook.PREROUTING
+        if spec.inside_ifindex and not new.from_head or arriving and spec.inside_ifindex:
+            meta = new.meta._replace(out_ifindex=spec.inside_ifindex) if arriving else new.meta
+            facts = self._slow.policy.facts(new.ip, new.transport, meta, CtState.RELATED)
+            if not self._slow.policy.forwards(facts._replace(dst=spec.inside_ip) if arriving else facts):
+                return Reason.FORWARD_DROP
+        translate_error(packet, new.ip, quoted, flow, new.meta.hook)
+        return Reason.ICMP_ERROR
+
+    def _icmp_unrelated(self, new: NewPacket) -> Reason:
+        if new.meta.hook == Hook.POSTROUTING:
+            return Reason.LOCAL_OUT if new.from_head else Reason.ICMP_UNRELATED
+        local = self.interfaces.is_local(new.ip.dst)
+        return Reason.LOCAL_IN if local else Reason.ICMP_UNRELATED
+
+    # ── fragments ────────────────────────────────────────────────────────────────────────────────
+
+    def _fragment(self, packet: bytearray, ip: Ipv4Fields, meta: PacketMeta, now_ns: int) -> Reason:
+        """A fragment: the first one finds or begins the flow, the later ones follow it."""
+        key = DatagramKey.of(meta.hook, ip)
+        if ip.fragment_offset:
+            train = self._fragments.find(key, now_ns)
+            flow = None if train is None else self._fast.info(train.flow_id)
+            if train is None or flow is None or flow.spec.arriving != train.arriving:
+                return self._orphan(NewPacket(ip, _PORTLESS, meta))
+            return self._rewrite_fragment(packet, ip, flow, meta, now_ns, first=False)
+        new = NewPacket(ip, parse_transport_untrusted(packet, ip), meta)
+        if ip.proto == Proto.ICMP and new.transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
+            return self._icmp_unrelated(new)
+        flow_id = self._fast.find(_key(new))
+        if flow_id == NOT_FOUND:
+            created = self._create(new, now_ns)
+            if isinstance(created, Reason):
+                return created
+            flow_id = created
+        flow = self._fast.info(flow_id)
+        assert flow is not None
+        if not self._fragments.remember(key, flow, now_ns):
+            return Reason.FRAGMENT_LIMIT
+        return self._rewrite_fragment(packet, ip, flow, meta, now_ns, first=True)
+
+    def _rewrite_fragment(
+        self, packet: bytearray, ip: Ipv4Fields, flow: FlowInfo, meta: PacketMeta, now_ns: int, *, first: bool
+    ) -> Reason:
+        """Do to a fragment what the fast path does to a whole packet.
+
+        Limit: a fragmented segment does not move the TCP state.
+        """
+        spec, leaving = flow.spec, meta.hook == Hook.POSTROUTING
+        allow = self._slow.policy.allow_later(spec)
+        if not allow & (Allow.ORIGINAL if leaving == spec.from_inside else Allow.REPLY) and not first:
+            return Reason.FORWARD_DROP
+        self._fast.touch(flow.flow_id, meta.hook, ip.total_len, now_ns)
+        if leaving:
+            rewrite_source(packet, ip, spec.outside_ip, spec.outside_port if first else None)
+        else:
+            rewrite_destination(packet, ip, spec.inside_ip, spec.inside_port if first else None)
+        return Reason.FRAGMENT
+
+    def _orphan(self, new: NewPacket) -> Reason:
+        """A later fragment of a datagram without a flow: the head's own business, or nobody's."""
+        if new.meta.hook == Hook.PREROUTING and self.interfaces.is_local(new.ip.dst):
+            return Reason.LOCAL_IN
+        if new.meta.hook == Hook.POSTROUTING and new.from_head:
+            return Reason.LOCAL_OUT
+        return Reason.FRAGMENT_ORPHAN
+
+    # ── flows ────────────────────────────────────────────────────────────────────────────────────
+
+    def expire(self, now_ns: int, budget: int = 1024) -> int:
+        """End the flows that have been idle too long, looking at `budget` at most; return how many."""
+        ended = self._fast.expire(now_ns, budget)
+        for info in ended:
+            self._slow.release(info.spec)
+        self._fragments.expire(now_ns)
+        return len(ended)
+
+    def flows(self) -> list[FlowInfo]:
+        """Return a copy of every flow."""
+        return self._fast.snapshot()
+
+    def remove_flow(self, flow_id: int) -> bool:
+        """End one flow (`conntrack -D`); False if there is none."""
+        return self._remove(flow_id) is not None
+
+    def _remove(self, flow_id: int) -> FlowInfo | None:
+        info = self._fast.remove(flow_id)
+        if info is not None:
+            self._slow.release(info.spec)
+        return info
+
+    def _evict(self) -> bool:
+        """Make room: the flow without an answer that has been idle longest goes, never another."""
+        oldest = self._fast.oldest_unreplied()
+        return oldest != NOT_FOUND and self._remove(oldest) is not None
+
+    # ── rules and interfaces ─────────────────────────────────────────────────────────────────────
+
+    @property
+    def uplinks(self) -> Uplinks:
+        """The interfaces to take packets from: those of the rules, and those of earlier rules."""
+        return self._uplinks
+
+    def replace_ruleset(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> None:
+        """Put other rules in force.  Flows stay; FORWARD is asked again about each."""
+        self.ruleset = ruleset
+        if counters is not None:
+            self.counters = counters
+        self.counters.forget_missing(ruleset)
+        self._uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
+        self._renew_policy()
+
+    def replace_interfaces(self, interfaces: InterfaceTable) -> int:
+        """Take notice of interfaces and addresses; flows on an address that is gone end.
+
+        Returns:
+            How many flows ended.
+        """
+        vanished = {ip for ip in _addresses(self.interfaces) if not interfaces.owns(ip)}
+        self.interfaces = interfaces
+        self._renew_policy()
+        if not vanished:
+            return 0
+        gone = [info.flow_id for info in self._fast.snapshot() if info.spec.outside_ip in vanished]
+        return sum(self.remove_flow(flow_id) for flow_id in gone)
+
+    def _policy(self) -> Policy:
+        return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks)
+
+    def _renew_policy(self) -> None:
+        self._slow.policy = self._policy()
+        self._fast.invalidate()
+
+    def stats(self) -> EngineStats:
+        """Return gauges and counters as they are now."""
+        return EngineStats(
+            len(self._fast), len(self._mappings), len(self._fragments),
+            {reason.name: self._by_reason[reason] for reason in Reason},
+        )
+
+
+def _addresses(interfaces: InterfaceTable) -> set[int]:
+    return {ip for interface in interfaces for ip in interface.addresses}
+
+
+def _key(new: NewPacket) -> FlowKey:
+    ip, transport = new.ip, new.transport
+    return flow_key(
+        new.meta.hook, ip.proto, ip.src, transport.src_port_or_icmp_id, ip.dst,
+        transport.dst_port_or_icmp_id, transport.icmp_type,
+    )

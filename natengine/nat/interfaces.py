@@ -1,0 +1,58 @@
+"""The host's interfaces as a value, supplied from outside (rtnetlink in the running engine)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from natengine.vocab import Interface
+from natengine.wire.addr import Prefix
+
+LOOPBACK = Prefix.of_length(127 << 24, 8)
+MULTICAST = Prefix.of_length(224 << 24, 4)
+LIMITED_BROADCAST = 0xFFFF_FFFF
+
+
+class InterfaceTable:
+    """Every interface at one moment; replaced as a whole when anything changes."""
+
+    def __init__(self, interfaces: Iterable[Interface] = ()) -> None:
+        self._by_index = {each.ifindex: each for each in interfaces}
+        self._addresses = frozenset(ip for each in self._by_index.values() for ip in each.addresses)
+        self._broadcasts = frozenset(ip for each in self._by_index.values() for ip in each.broadcasts)
+
+    def __iter__(self) -> Iterator[Interface]:
+        return iter(self._by_index.values())
+
+    def get(self, ifindex: int) -> Interface | None:
+        """Return one interface, or None."""
+        return self._by_index.get(ifindex)
+
+    def name(self, ifindex: int) -> str:
+        """Return the name, or "" for 0 and for an interface that is gone."""
+        interface = self._by_index.get(ifindex)
+        return "" if interface is None else interface.name
+
+    def owns(self, address: int) -> bool:
+        """Say whether a unicast address belongs to the host itself."""
+        return address in self._addresses
+
+    def is_local(self, destination: int) -> bool:
+        """Say whether a packet to `destination` is for the host: its own, broadcast, multicast, loopback."""
+        return (
+            destination in self._addresses
+            or destination in self._broadcasts
+            or destination == LIMITED_BROADCAST
+            or MULTICAST.contains(destination)
+            or LOOPBACK.contains(destination)
+        )
+
+    def outside_address(self, ifindex: int, source: int) -> int | None:
+        """Return the address that MASQUERADE gives a packet from `source` on this interface.
+
+        The interface's primary address, as the kernel takes it; but a packet of the head's own that
+        already has one of the interface's addresses keeps it.  None if the interface has none.
+        """
+        interface = self._by_index.get(ifindex)
+        if interface is None or not interface.addresses:
+            return None
+        return source if source in interface.addresses else interface.addresses[0]

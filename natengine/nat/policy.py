@@ -1,0 +1,145 @@
+"""What the rules say about a flow: asked once when it begins, and again when they change.
+
+`Policy` is a rule set made ready for packets: its chains compiled, the interfaces looked up.  It
+answers two questions, in netfilter's order: does FORWARD let the packet pass, and what does nat
+POSTROUTING make of its source?
+
+FORWARD is asked for every packet in the kernel.  Here the answers for the three kinds of packet of
+a flow (`Allow`) are worked out when it begins and kept with it, so that a known flow costs nothing;
+a rule change makes every flow ask again.  That is the same thing as long as FORWARD matches what
+all packets of one kind share (interfaces, addresses, ports, state).  Limit: TCP flags and the
+length, which differ within a kind, are those of the first packet for NEW, and none for the rest.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from natengine.flow.records import Allow, FlowSpec
+from natengine.nat.interfaces import InterfaceTable
+from natengine.rules.counters import RuleCounters
+from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, compile_chain
+from natengine.rules.model import Accept, ChainName, Drop, Masquerade, RuleSet, TableName, Uplinks
+from natengine.vocab import CtState, PacketMeta, Proto
+from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
+
+
+class SourceNat(NamedTuple):
+    """How the source of a new flow is to be translated."""
+
+    outside_ip: int
+    keep_port: bool
+    ports: tuple[int, int] | None
+
+
+def interface_matches(pattern: str, name: str) -> bool:
+    """Whether an interface name fits an iptables pattern (`bond0.2`, `bond0.+`)."""
+    return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
+
+
+def join_uplinks(before: Uplinks, now: Uplinks) -> Uplinks:
+    """Return the uplinks of two rule sets together.
+
+    An interface stays an uplink when the last rule that named it is deleted: what would then leave
+    over it untranslated is dropped (`Reason.NO_RULE`), where a kernel without rules lets it leak.
+    """
+    patterns = dict.fromkeys(before.patterns + now.patterns)
+    return Uplinks(tuple(patterns), before.any_interface or now.any_interface)
+
+
+class Policy:
+    """A rule set together with the interfaces it talks about."""
+
+    def __init__(
+        self, ruleset: RuleSet, interfaces: InterfaceTable, counters: RuleCounters, uplinks: Uplinks
+    ) -> None:
+        self.interfaces = interfaces
+        self.uplinks = uplinks
+        forward = ruleset.chain(TableName.FILTER, ChainName.FORWARD)
+        postrouting = ruleset.chain(TableName.NAT, ChainName.POSTROUTING)
+        self._forward = compile_chain(forward, counters.adder(TableName.FILTER, ChainName.FORWARD))
+        self._forward_uncounted = compile_chain(forward)
+        self._postrouting = compile_chain(postrouting, counters.adder(TableName.NAT, ChainName.POSTROUTING))
+
+    def is_uplink(self, ifindex: int) -> bool:
+        """Whether untranslated inside addresses must not leave here, nor strangers' packets enter.
+
+        A rule names the interface; or a rule names none, and the default route goes out here.
+        """
+        interface = self.interfaces.get(ifindex)
+        if interface is None:
+            return False
+        if self.uplinks.any_interface and interface.default_route:
+            return True
+        return any(interface_matches(pattern, interface.name) for pattern in self.uplinks.patterns)
+
+    def facts(self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState) -> PacketFacts:
+        """Return what the rules see of a packet taken at POSTROUTING."""
+        icmp = ip.proto == Proto.ICMP
+        ports = ip.proto in (Proto.TCP, Proto.UDP)
+        return PacketFacts(
+            self.interfaces.name(meta.in_ifindex), self.interfaces.name(meta.out_ifindex),
+            ip.src, ip.dst, ip.proto,
+            transport.src_port_or_icmp_id if ports else NO_FIELD,
+            transport.dst_port_or_icmp_id if ports else NO_FIELD,
+            transport.icmp_type if icmp else NO_FIELD,
+            transport.icmp_code if icmp else NO_FIELD,
+            transport.tcp_flags if ip.proto == Proto.TCP else NO_FIELD,
+            meta.mark, ip.total_len, state,
+        )
+
+    def forwards(self, facts: PacketFacts) -> bool:
+        """Ask the FORWARD chain about one packet, and count it."""
+        return isinstance(self._forward(facts).target, Accept)
+
+    def allow_later(self, spec: FlowSpec) -> Allow:
+        """Return what FORWARD says to the packets of a flow that follow the first one.
+
+        The head's own flows do not pass FORWARD.  Nothing is counted.
+        """
+        if spec.inside_ifindex == 0:
+            return Allow.ALL
+        forward = self._forward_uncounted
+        if forward.constant is not None:
+            return Allow.ALL if isinstance(forward.constant.target, Accept) else Allow(0)
+        allow = Allow(0)
+        for bit, state in (
+            (Allow.NEW, CtState.NEW), (Allow.ORIGINAL, CtState.ESTABLISHED), (Allow.REPLY, CtState.ESTABLISHED),
+        ):
+            leaving = spec.from_inside == (bit != Allow.REPLY)
+            if isinstance(forward(self._facts_of_flow(spec, state, leaving=leaving)).target, Accept):
+                allow |= bit
+        return allow
+
+    def _facts_of_flow(self, spec: FlowSpec, state: CtState, *, leaving: bool) -> PacketFacts:
+        """Return what FORWARD sees of a packet of this flow: inside addresses, both ways."""
+        inside, uplink = self.interfaces.name(spec.inside_ifindex), self.interfaces.name(spec.uplink_ifindex)
+        near, far = (spec.inside_ip, spec.inside_port), (spec.peer_ip, spec.peer_port)
+        source, destination = (near, far) if leaving else (far, near)
+        names = (inside, uplink) if leaving else (uplink, inside)
+        if spec.proto == Proto.ICMP:
+            from_opener = leaving == spec.from_inside
+            return PacketFacts(
+                *names, source[0], destination[0], spec.proto,
+                icmp_type=ICMP_ECHO_REQUEST if from_opener else ICMP_ECHO_REPLY, icmp_code=0, ctstate=state,
+            )
+        return PacketFacts(
+            *names, source[0], destination[0], spec.proto, source[1], destination[1], ctstate=state
+        )
+
+    def postrouting(self, facts: PacketFacts) -> Outcome:
+        """Walk nat POSTROUTING for the first packet of a flow, and count it."""
+        return self._postrouting(facts)
+
+    def source_nat(self, target: Masquerade, out_ifindex: int, source: int) -> SourceNat | None:
+        """Return what MASQUERADE means for a packet; None if the interface has no address."""
+        outside_ip = self.interfaces.outside_address(out_ifindex, source)
+        if outside_ip is None:
+            return None
+        ports = (target.to_ports.first, target.to_ports.last) if target.to_ports else None
+        return SourceNat(outside_ip, not (target.random or target.random_fully), ports)
+
+
+def is_drop(outcome: Outcome) -> bool:
+    """Whether a chain ended in DROP."""
+    return isinstance(outcome.target, Drop)
