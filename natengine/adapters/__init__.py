@@ -1,0 +1,1 @@
+"""The edges: everything that talks to the kernel.  Nothing here knows the engine."""

@@ -1,0 +1,72 @@
+"""Interfaces, their addresses and default routes, read live from the kernel through pyroute2."""
+
+from __future__ import annotations
+
+import select
+from collections import defaultdict
+
+from pyroute2 import IPRoute
+
+from natengine.vocab import Interface
+from natengine.wire.addr import parse_ipv4
+
+AF_INET = 2
+IFA_F_SECONDARY = 0x01              # linux/if_addr.h
+IFF_UP = 0x1                        # linux/if.h
+MAIN_TABLE = 254                    # linux/rtnetlink.h, RT_TABLE_MAIN
+
+
+class RouteSocket:
+    """Reads the interfaces of the current network namespace and says when to read them again."""
+
+    def __init__(self) -> None:
+        # Two sockets: a dump on the one that gets the events would swallow those that come meanwhile.
+        self._dumps = IPRoute()
+        self._events = IPRoute()
+        self._events.bind()
+        self._poll = select.poll()
+        self._poll.register(self._events.fileno(), select.POLLIN)
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when something has changed."""
+        return int(self._events.fileno())
+
+    def drain(self) -> None:
+        """Take all waiting events; `read` says what they add up to."""
+        while self._poll.poll(0):
+            try:
+                self._events.get()
+            except OSError:             # ENOBUFS: some were lost; it makes no difference to a full read
+                continue
+
+    def read(self) -> list[Interface]:
+        """Return every interface as it is now, primary addresses first."""
+        addresses: dict[int, list[int]] = defaultdict(list)
+        secondary: dict[int, list[int]] = defaultdict(list)
+        broadcasts: dict[int, list[int]] = defaultdict(list)
+        for message in self._dumps.get_addr(family=AF_INET):
+            ifindex = message["index"]
+            local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            flags = message.get_attr("IFA_FLAGS") or message["flags"]
+            (secondary if flags & IFA_F_SECONDARY else addresses)[ifindex].append(parse_ipv4(local))
+            broadcast = message.get_attr("IFA_BROADCAST")
+            if broadcast:
+                broadcasts[ifindex].append(parse_ipv4(broadcast))
+        default = {
+            route.get_attr("RTA_OIF")
+            for route in self._dumps.get_routes(family=AF_INET, table=MAIN_TABLE)
+            if route["dst_len"] == 0
+        }
+        return [
+            Interface(
+                link["index"], link.get_attr("IFLA_IFNAME"),
+                tuple(addresses[link["index"]] + secondary[link["index"]]),
+                tuple(broadcasts[link["index"]]), link["index"] in default, bool(link["flags"] & IFF_UP),
+            )
+            for link in self._dumps.get_links()
+        ]
+
+    def close(self) -> None:
+        """Close both sockets."""
+        self._events.close()
+        self._dumps.close()

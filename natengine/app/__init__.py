@@ -1,0 +1,1 @@
+"""The program: the only place that joins the engine and the adapters."""

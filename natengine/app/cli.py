@@ -1,0 +1,183 @@
+"""The command line: which command, with which directories; exit statuses; no logic.
+
+    0  done      1  it could not be done (the machine, the engine, the rule set)      2  a wrong command
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from natengine import __version__
+from natengine.app.rundir import DEFAULT as DEFAULT_RUN_DIR
+from natengine.errors import ConfigError, NatengineError
+
+DEFAULT_RULES = Path("/etc/natengine/rules.v4")
+DEFAULT_QUEUE = 2663                # any number would do; this one is the RFC that has NAT's words
+
+USAGE = """\
+natengine, a NAT gateway in user space
+
+usage: natengine [--run-dir DIR] COMMAND …
+
+  run        be the gateway of this network namespace, in the foreground
+  iptables   look at the rules and change them, in iptables' language
+  save       write the rules to a file          (/etc/natengine/rules.v4)
+  restore    replace the rules by a file's
+  status     interfaces, flows, counters        (--json)
+  conntrack  the connection table, in conntrack's language
+
+`natengine COMMAND --help` says more about each.
+
+  --run-dir DIR   directory of the engine's control socket (/run/natengine; also NATENGINE_RUN_DIR);
+                  with one directory for each, several engines run side by side
+  --version       print the version
+
+NATENGINE_RULES names another rules file, NATENGINE_FASTPATH=auto|cython|python the fast path.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message} (see: {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except NatengineError as error:
+        print(f"natengine: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:             # `natengine conntrack -L | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    """Read the global options and hand the rest to the command."""
+    run_dir = Path(os.environ.get("NATENGINE_RUN_DIR") or DEFAULT_RUN_DIR)
+    while words and words[0].startswith("-"):
+        option, _, value = words.pop(0).partition("=")
+        if option in ("-h", "--help"):
+            print(USAGE, end="")
+            return 0
+        if option in ("-V", "--version"):
+            print(f"natengine {__version__}")
+            return 0
+        if option != "--run-dir":
+            raise ConfigError(f"unknown option {option} (see: natengine --help)")
+        if not value:
+            if not words:
+                raise ConfigError("--run-dir needs a directory")
+            value = words.pop(0)
+        run_dir = Path(value)
+    if not words:
+        sys.stderr.write(USAGE)
+        return 2
+    command = COMMANDS.get(words[0])
+    if command is None:
+        raise ConfigError(f"unknown command {words[0]!r}; there are {', '.join(COMMANDS)}")
+    return command(words[1:], run_dir)
+
+
+def _run(words: list[str], run_dir: Path) -> int:
+    from natengine.app import daemon
+    from natengine.app.gateway import GatewayConfig
+
+    parser = _Parser(
+        "natengine run", description="Be the gateway of this network namespace until SIGTERM or SIGINT.",
+        epilog="Prints `ready` when packets are being translated. Without rules nothing is forwarded "
+        "until the first MASQUERADE rule comes (natengine iptables …).",
+    )
+    parser.add_argument(
+        "--rules", "--file", type=Path, metavar="FILE",
+        help=f"rules to start with, as `natengine save` and iptables-save write them ({DEFAULT_RULES} if it exists)",
+    )
+    parser.add_argument(
+        "--io", choices=["auto", "netfilterqueue"], default="auto", help="how packets come from the kernel (auto)"
+    )
+    parser.add_argument(
+        "--queue-num", type=_queue_num, default=DEFAULT_QUEUE, metavar="N", help=f"NFQUEUE number ({DEFAULT_QUEUE})"
+    )
+    options = parser.parse_args(words)
+    rules = daemon.RulesFile(options.rules or _rules_path(), required=options.rules is not None)
+    config = GatewayConfig(run_dir, options.queue_num, os.environ.get("NATENGINE_FASTPATH") or "auto")
+    return daemon.run(config, rules)
+
+
+def _queue_num(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError("a queue number is 0..65535")
+    return int(text)
+
+
+def _rules_path() -> Path:
+    return Path(os.environ.get("NATENGINE_RULES") or DEFAULT_RULES)
+
+
+def _iptables(words: list[str], run_dir: Path) -> int:
+    from natengine.app import rules_cli
+
+    return rules_cli.iptables(words, run_dir)
+
+
+def _save(words: list[str], run_dir: Path) -> int:
+    from natengine.app import rules_cli
+
+    parser = _Parser("natengine save", description="Write the rules to a file, from which `natengine run` starts.")
+    parser.add_argument("--file", type=Path, default=_rules_path(), metavar="F", help="the file (%(default)s)")
+    parser.add_argument("-c", "--counters", action="store_true", help="with the packet and byte counters")
+    options = parser.parse_args(words)
+    return rules_cli.save(options.file, run_dir, counters=options.counters)
+
+
+def _restore(words: list[str], run_dir: Path) -> int:
+    from natengine.app import rules_cli
+
+    parser = _Parser("natengine restore", description="Replace the rules by those of a file; flows stay.")
+    parser.add_argument("--file", type=Path, default=_rules_path(), metavar="F", help="the file (%(default)s)")
+    return rules_cli.restore(parser.parse_args(words).file, run_dir)
+
+
+def _status(words: list[str], run_dir: Path) -> int:
+    from natengine.app.client import ask
+
+    parser = _Parser("natengine status", description="Show the engine's interfaces, flows and counters.")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_args(words)
+    status = ask(run_dir, "status")["status"]
+    if options.json:
+        print(json.dumps(status, indent=2))
+    else:
+        from natengine.app.render import print_status
+
+        print_status(status)
+    return 0
+
+
+def _conntrack(words: list[str], run_dir: Path) -> int:
+    from natengine.app.client import ask
+
+    answer = ask(run_dir, "conntrack", argv=words)
+    sys.stdout.write(answer["stdout"])
+    sys.stderr.write(answer["stderr"])
+    return int(answer["exit_status"])
+
+
+COMMANDS: dict[str, Callable[[list[str], Path], int]] = {
+    "run": _run,
+    "iptables": _iptables,
+    "save": _save,
+    "restore": _restore,
+    "status": _status,
+    "conntrack": _conntrack,
+}

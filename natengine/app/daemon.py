@@ -1,0 +1,99 @@
+"""`natengine run`: the engine in the foreground, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from natengine.adapters.notify import notify, watchdog_interval_s
+from natengine.app.control import ControlServer
+from natengine.app.gateway import Gateway, GatewayConfig
+from natengine.app.rundir import RunDir
+from natengine.errors import ConfigError, HostError
+
+
+@dataclass(frozen=True)
+class RulesFile:
+    """Where the rules come from; `required` when somebody named the file on the command line."""
+
+    path: Path
+    required: bool
+
+    def read(self) -> str | None:
+        """Return the text, or None for "no rules" where the file may be missing.
+
+        Raises:
+            ConfigError: It cannot be read.
+        """
+        try:
+            return self.path.read_text()
+        except FileNotFoundError:
+            if not self.required:
+                return None
+            raise ConfigError(f"{self.path}: no such file; write one with: natengine save --file {self.path}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.path}: {error}") from None
+
+
+class _Stopped(Exception):
+    """A signal asked for the end before the loop was there to hear it."""
+
+
+def _stop_early(_number: int, _frame: object) -> None:
+    raise _Stopped
+
+
+def run(config: GatewayConfig, rules: RulesFile) -> int:
+    """Start a gateway, say `ready`, and serve until told to stop.  Return the exit status.
+
+    Raises:
+        ConfigError: The rules are wrong.
+        HostError: The machine cannot do it; nothing is left installed.
+    """
+    if os.geteuid() != 0:
+        raise HostError("natengine run must be root: it takes packets from the kernel")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop_early)
+    text = rules.read()
+    try:
+        run_dir = RunDir(config.run_dir)
+        try:
+            _serve(config, text, str(rules.path))
+        finally:
+            run_dir.close()
+    except _Stopped:
+        pass
+    return 0
+
+
+def _serve(config: GatewayConfig, text: str | None, source: str) -> None:
+    gateway = Gateway(config, text, source)
+    try:
+        control = ControlServer(gateway, config.run_dir)
+        try:
+            control.start()
+            interval = watchdog_interval_s()
+            if interval is not None:
+                gateway.loop.every(int(interval * 1e9), _say_alive)
+            print("ready", flush=True)
+            notify("READY=1", f"STATUS=translating with the {gateway.backend} fast path")
+            gateway.loop.run()
+            notify("STOPPING=1")
+        finally:
+            control.close()
+    finally:
+        _ignore_signals()               # the way out must not be cut short by a second Ctrl-C
+        gateway.close()
+
+
+def _say_alive() -> None:
+    notify("WATCHDOG=1")
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    sys.stdout.flush()

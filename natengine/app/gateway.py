@@ -1,0 +1,216 @@
+"""The running gateway: an engine, the hooks that feed it, and the interfaces it learns about.
+
+Order of a start: queue, rules, hooks, forwarding.  A packet can only be forwarded when there is
+somebody to translate it; whatever fails on the way, everything done so far is taken back.  The
+order of a stop is the reverse.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from natengine import __version__
+from natengine.adapters.base import PacketIO
+from natengine.adapters.clock import now_ns
+from natengine.adapters.forwarding import Forwarding
+from natengine.adapters.hooks import IptablesHooks
+from natengine.adapters.nfqueue import NetfilterQueueIO
+from natengine.adapters.rtnetlink import RouteSocket
+from natengine.app.loop import Loop
+from natengine.errors import HostError
+from natengine.fastpath import FastPath, TableConfig, create
+from natengine.flow.records import FlowInfo
+from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
+from natengine.frontend.iptables import parse_command
+from natengine.frontend.save import dump, parse_restore
+from natengine.nat.engine import NatEngine
+from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.policy import interface_matches
+from natengine.rules.model import RuleSet, Uplinks
+from natengine.settings import Settings
+from natengine.vocab import Decision, PacketMeta
+from natengine.wire.addr import format_ipv4
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """What a gateway is started with."""
+
+    run_dir: Path
+    queue_num: int
+    fastpath: str = "auto"
+    settings: Settings = Settings()
+
+
+def make_fast_path(choice: str, settings: Settings) -> tuple[str, FastPath]:
+    """Return the name of a fast path and an empty one of that kind."""
+    config = TableConfig(
+        settings.max_flows, timeouts_by_state(settings.timeouts), settings.timeouts.udp_ns,
+        settings.timeouts.icmp_query_ns, TRANSITIONS, SEGMENT_OF_FLAGS, os.urandom(16),
+    )
+    return create(choice, config)
+
+
+def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
+    """Return what is wrong with the uplinks that the rules name, a line each."""
+    problems = []
+    for pattern in uplinks.patterns:
+        found = [each for each in interfaces if interface_matches(pattern, each.name)]
+        if not found:
+            problems.append(
+                f"uplink {pattern}: no such interface; create it first or correct the rule (ip link shows them all)"
+            )
+        elif not any(each.addresses for each in found):
+            problems.append(f"uplink {pattern} has no IPv4 address; give it one: ip address add A.B.C.D/LEN dev {pattern}")
+    return problems
+
+
+class Gateway:
+    """Joins the engine and the adapters.  Every method but `call` belongs to the packet thread."""
+
+    def __init__(self, config: GatewayConfig, ruleset_text: str | None, source: str) -> None:
+        """Bring everything up but the loop; see `run`.
+
+        Args:
+            ruleset_text: iptables-save text; None for no rules.
+            source: Where the text is from, for error messages.
+
+        Raises:
+            ConfigError: The rules cannot be read.
+            HostError: The machine cannot do it.  Nothing is left installed.
+        """
+        self.config = config
+        self.started_ns = now_ns()
+        self.backend, fast = make_fast_path(config.fastpath, config.settings)
+        self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
+        ruleset, counters = parse_restore(ruleset_text, source=source) if ruleset_text is not None else (RuleSet(), None)
+        self._undo: list[Callable[[], None]] = []
+        try:
+            self._routes = self._keep(RouteSocket(), RouteSocket.close)
+            self.engine.replace_interfaces(InterfaceTable(self._routes.read()))
+            problems = check_uplinks(ruleset.uplinks(), self.engine.interfaces)
+            if problems:
+                raise HostError("; ".join(problems))
+            self.engine.replace_ruleset(ruleset, counters)
+            self.io: PacketIO = self._keep(NetfilterQueueIO(config.queue_num, self._decide), NetfilterQueueIO.close)
+            self.hooks = self._keep(IptablesHooks(config.queue_num), IptablesHooks.remove)
+            self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
+            self._sync_hooks()
+            self.loop = self._keep(Loop(self.io, expire=self.engine.expire), Loop.close)
+            self.loop.watch(self._routes.fileno(), self._interfaces_changed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _keep(self, thing: T, undo: Callable[[T], None]) -> T:
+        self._undo.append(lambda: undo(thing))
+        return thing
+
+    def _decide(self, packet: bytearray, meta: PacketMeta) -> Decision:
+        return self.engine.process(packet, meta, now_ns())
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run a function in the packet thread, from any other one."""
+        return self.loop.call(function)
+
+    def close(self) -> None:
+        """Take everything back, last thing first."""
+        while self._undo:
+            self._undo.pop()()
+
+    # ── changes ──────────────────────────────────────────────────────────────────────────────────
+
+    def _interfaces_changed(self) -> None:
+        self._routes.drain()
+        self.engine.replace_interfaces(InterfaceTable(self._routes.read()))
+
+    def _sync_hooks(self) -> None:
+        """Take packets from the uplinks there are; forward only once there is one."""
+        uplinks = self.engine.uplinks
+        self.hooks.sync(uplinks.patterns, uplinks.any_interface)
+        if uplinks.patterns or uplinks.any_interface:
+            self._forwarding.enable()
+
+    def _put_in_force(self, ruleset: RuleSet) -> list[str]:
+        """Replace the rules, or change nothing; return warnings."""
+        before, counters = self.engine.ruleset, self.engine.counters.copy()
+        self.engine.replace_ruleset(ruleset)
+        try:
+            self._sync_hooks()
+        except HostError:
+            self.engine.replace_ruleset(before, counters)
+            raise
+        return check_uplinks(ruleset.uplinks(), self.engine.interfaces)
+
+    def change(self, argv: list[str]) -> list[str]:
+        """Carry out one iptables command that changes something; return warnings.
+
+        Raises:
+            ConfigError: It cannot be read, or the rule set refuses it.
+            HostError: The hooks it needs cannot be installed.
+        """
+        command = parse_command(argv)
+        before = self.engine.ruleset
+        after = command.apply(before)
+        warnings = [] if after is before else self._put_in_force(after)
+        command.touch_counters(before, after, self.engine.counters)
+        return warnings
+
+    def delete_flows(self, flow_ids: list[int]) -> int:
+        """End these flows and return how many of them there were."""
+        return sum(self.engine.remove_flow(flow_id) for flow_id in flow_ids)
+
+    def restore(self, text: str) -> list[str]:
+        """Replace the whole rule set by iptables-save text; return warnings."""
+        ruleset, counters = parse_restore(text)
+        warnings = self._put_in_force(ruleset)
+        self.engine.replace_ruleset(ruleset, counters)
+        return warnings
+
+    # ── questions ────────────────────────────────────────────────────────────────────────────────
+
+    def save_text(self, *, counters: bool) -> str:
+        """Return the rule set as iptables-save text."""
+        return dump(self.engine.ruleset, self.engine.counters if counters else None)
+
+    def flows(self) -> list[FlowInfo]:
+        """Return a copy of the connection table."""
+        return self.engine.flows()
+
+    def status(self) -> dict[str, object]:
+        """Return what `natengine status --json` prints."""
+        stats, io = self.engine.stats(), self.io.stats()
+        uplinks = self.engine.uplinks
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": (now_ns() - self.started_ns) // 1_000_000_000,
+            "fastpath": self.backend,
+            "io": {"name": self.io.name, "queue": self.config.queue_num, "packets": io.packets, "overruns": io.overruns},
+            "hooks": self.hooks.name,
+            "interfaces": [
+                {
+                    "name": each.name,
+                    "ifindex": each.ifindex,
+                    "up": each.up,
+                    "addresses": [format_ipv4(ip) for ip in each.addresses],
+                    "uplink": any(interface_matches(pattern, each.name) for pattern in uplinks.patterns)
+                    or (uplinks.any_interface and each.default_route),
+                }
+                for each in self.engine.interfaces
+            ],
+            "rules": sum(
+                len(chain.rules) for table in self.engine.ruleset.tables for chain in table.chains
+            ),
+            "flows": stats.flows,
+            "max_flows": self.config.settings.max_flows,
+            "mappings": stats.mappings,
+            "packets_by_reason": stats.by_reason,
+        }

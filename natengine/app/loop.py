@@ -1,0 +1,109 @@
+"""The pump: one thread that owns the engine and does one thing at a time.
+
+Packets, control requests, interface changes and the clock are all dealt with here, in turns, so the
+table needs no lock.  Other threads hand work in with `call`, and wait for its result.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import selectors
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from natengine.adapters.base import PacketIO
+from natengine.adapters.clock import now_ns
+
+T = TypeVar("T")
+
+PACKETS_PER_TURN = 256              # then everybody else gets a look in
+EXPIRE_EVERY_NS = 250_000_000
+EXPIRE_BUDGET = 4096                # flows looked at in one go: some milliseconds in Python
+
+
+class Loop:
+    """Runs until `stop`, or SIGTERM or SIGINT."""
+
+    def __init__(self, io: PacketIO, *, expire: Callable[[int, int], int]) -> None:
+        self._io = io
+        self._expire = expire
+        self._selector = selectors.DefaultSelector()
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._running = True
+        self._timers: list[tuple[int, Callable[[], None]]] = []
+        self._selector.register(self._io.fileno(), selectors.EVENT_READ, self._pump)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._run_tasks)
+
+    def watch(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever `fd` is readable."""
+        self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def every(self, interval_ns: int, callback: Callable[[], None]) -> None:
+        """Call `callback` about every `interval_ns`, at most four times a second."""
+        self._timers.append((interval_ns, callback))
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run `function` between two batches of packets; from any other thread.
+
+        Raises whatever the function raises.
+        """
+        result: Future[T] = Future()
+        self._tasks.put((function, result))
+        self._wake()
+        return result.result(timeout=30)
+
+    def stop(self) -> None:
+        """End `run` after the current turn.  Safe in a signal handler."""
+        self._running = False
+        self._wake()
+
+    def run(self) -> None:
+        """Go round until stopped."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self.stop())
+        next_expiry = now_ns()
+        due = [next_expiry + interval for interval, _ in self._timers]
+        while self._running:
+            for key, _ in self._selector.select(EXPIRE_EVERY_NS / 1e9):
+                key.data()
+            now = now_ns()
+            if now >= next_expiry:
+                next_expiry = now + EXPIRE_EVERY_NS
+                self._expire(now, EXPIRE_BUDGET)
+                for i, (interval, callback) in enumerate(self._timers):
+                    if now >= due[i]:
+                        due[i] = now + interval
+                        callback()
+
+    def close(self) -> None:
+        """Close what the loop itself opened; tasks that still wait are told."""
+        while not self._tasks.empty():
+            self._tasks.get()[1].set_exception(RuntimeError("the engine is stopping"))
+        self._selector.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except OSError:                 # full: it will wake anyway; or closed: it has stopped
+            pass
+
+    def _pump(self) -> None:
+        self._io.pump(PACKETS_PER_TURN)
+
+    def _run_tasks(self) -> None:
+        os.read(self._wake_read, 4096)
+        while True:
+            try:
+                function, result = self._tasks.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                result.set_result(function())
+            except Exception as error:  # it belongs to whoever asked
+                result.set_exception(error)

@@ -1,0 +1,61 @@
+"""The page that `natengine status` prints: coloured on a terminal, plain in a pipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from natengine.vocab import Reason, Verdict
+
+
+def print_status(status: dict[str, Any], console: Console | None = None) -> None:
+    """Print a status as people read it.
+
+    Args:
+        status: What `Gateway.status` returns.
+        console: Where to; None for standard output.
+    """
+    console = console or Console(highlight=False, soft_wrap=True)
+    io = status["io"]
+    console.print(
+        f"natengine {status['version']}, pid {status['pid']}, up {_duration(status['uptime_s'])}; "
+        f"{status['fastpath']} fast path, {io['name']} on queue {io['queue']}, hooks by {status['hooks']}"
+    )
+    console.print(
+        f"{status['rules']} rules, {status['flows']} of at most {status['max_flows']} flows, "
+        f"{status['mappings']} mappings; {io['packets']} packets in, {io['overruns']} receive overruns"
+    )
+    console.print()
+    console.print(_interfaces(status["interfaces"]))
+    console.print(_reasons(status["packets_by_reason"]))
+
+
+def _interfaces(interfaces: list[dict[str, Any]]) -> Table:
+    table = Table("interface", "role", "state", "addresses", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for each in interfaces:
+        if each["name"] == "lo":
+            continue
+        role = "[cyan]uplink[/]" if each["uplink"] else "inside"
+        state = "up" if each["up"] else "[red]down[/]"
+        table.add_row(each["name"], role, state, ", ".join(each["addresses"]) or "[red]none[/]")
+    table.add_section()
+    return table
+
+
+def _reasons(by_reason: dict[str, int]) -> Table:
+    table = Table("verdict", "reason", "packets", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.columns[2].justify = "right"
+    for name, packets in by_reason.items():
+        if not packets:
+            continue
+        dropped = Reason[name].verdict is Verdict.DROP
+        verdict = "[red]drop[/]" if dropped else "[green]accept[/]"
+        table.add_row(verdict, name.lower().replace("_", " "), str(packets))
+    return table
+
+
+def _duration(seconds: int) -> str:
+    hours, rest = divmod(seconds, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}"
