@@ -1,0 +1,95 @@
+"""Combinations that make no sense are found when a rule is loaded."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from rule_strategies import rulesets
+
+from natengine.errors import ConfigError
+from natengine.rules.counters import RuleCounters
+from natengine.rules.model import (
+    AddressTest,
+    ChainName,
+    Comment,
+    Drop,
+    IcmpType,
+    InterfaceTest,
+    Masquerade,
+    PortRange,
+    PortTest,
+    ProtocolTest,
+    Rule,
+    RuleSet,
+    TableName,
+    TcpFlags,
+    TcpUdpPorts,
+)
+from natengine.rules.validate import check_rule, check_ruleset
+from natengine.vocab import Proto
+from natengine.wire.addr import Prefix
+
+FILTER, NAT = TableName.FILTER, TableName.NAT
+UDP = ProtocolTest(17)
+ETH0 = InterfaceTest("eth0")
+
+
+def udp_port(first: int, last: int) -> TcpUdpPorts:
+    return TcpUdpPorts(Proto.UDP, dport=PortTest(PortRange(first, last)))
+
+
+@pytest.mark.parametrize("table,chain,rule,message,status", [
+    # interfaces that the hook does not have
+    (NAT, "POSTROUTING", Rule(in_iface=ETH0), "Can't use -i with POSTROUTING", 2),
+    (FILTER, "OUTPUT", Rule(in_iface=ETH0), "Can't use -i with OUTPUT", 2),
+    (NAT, "PREROUTING", Rule(out_iface=ETH0), "Can't use -o with PREROUTING", 2),
+    (FILTER, "INPUT", Rule(out_iface=ETH0), "Can't use -o with INPUT", 2),
+    # interface names
+    (FILTER, "FORWARD", Rule(in_iface=InterfaceTest("")), "Empty interface is likely to be undesired", 2),
+    (FILTER, "FORWARD", Rule(in_iface=InterfaceTest("a b")), "weird character in interface `a b' "
+     "('/' and ' ' are not allowed by the kernel).", 2),
+    # protocols and ports
+    (FILTER, "FORWARD", Rule(proto=ProtocolTest(0, True)), "rule would never match protocol", 2),
+    (FILTER, "FORWARD", Rule(matches=(TcpUdpPorts(Proto.TCP),)), "TCP match requires '-p tcp'", 2),
+    (FILTER, "FORWARD", Rule(proto=UDP, matches=(TcpUdpPorts(Proto.TCP),)), "TCP match requires '-p tcp'", 2),
+    (FILTER, "FORWARD", Rule(proto=UDP, matches=(TcpUdpPorts(Proto.UDP, flags=TcpFlags(2, 2)),)),
+     "TCP flags belong to '-p tcp'", 2),
+    (FILTER, "FORWARD", Rule(proto=UDP, matches=(udp_port(5, 1),)), "invalid portrange (min > max)", 2),
+    (FILTER, "FORWARD", Rule(proto=UDP, matches=(udp_port(5, 65536),)),
+     "invalid port/service `65536' specified", 2),
+    (FILTER, "FORWARD", Rule(matches=(Comment("two\nlines"),)), "comment: must be one line of text", 2),
+    (FILTER, "FORWARD", Rule(matches=(Comment("\u20ac" * 86),)), "comment: at most 256 bytes", 2),
+    (FILTER, "FORWARD", Rule(matches=(IcmpType(8),)), "ICMP match requires '-p icmp'", 4),
+    (FILTER, "FORWARD", Rule(proto=ProtocolTest(1, True), matches=(IcmpType(8),)),
+     "ICMP match requires '-p icmp'", 4),
+    # addresses
+    (FILTER, "FORWARD", Rule(dst=AddressTest(Prefix(0, 0), True)), "! -d 0.0.0.0/0 would never match", 4),
+    # targets
+    (NAT, "OUTPUT", Rule(target=Drop()), 'The "nat" table is not intended for filtering, '
+     "the use of DROP is therefore inhibited.", 2),
+    (NAT, "PREROUTING", Rule(target=Masquerade()), "MASQUERADE works in the POSTROUTING chain of table nat only",
+     4),
+    (FILTER, "FORWARD", Rule(target=Masquerade()), "MASQUERADE works in the POSTROUTING chain of table nat only",
+     4),
+    (NAT, "POSTROUTING", Rule(target=Masquerade(PortRange(1, 2))),
+     "Need TCP, UDP, SCTP or DCCP with port specification", 2),
+    (NAT, "POSTROUTING", Rule(proto=UDP, target=Masquerade(PortRange(0, 2))), "Port `0' not valid", 2),
+    (NAT, "POSTROUTING", Rule(proto=UDP, target=Masquerade(PortRange(3, 2))), "Port range `2' funky", 2),
+])
+def test_refused(table: TableName, chain: str, rule: Rule, message: str, status: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_rule(table, chain, rule)
+    assert (str(caught.value), caught.value.exit_status) == (message, status)
+
+
+@given(rulesets())
+def test_valid_rule_sets_pass(pair: tuple[RuleSet, RuleCounters]) -> None:
+    check_ruleset(pair[0])
+
+
+def test_a_rule_set_from_elsewhere_is_checked_too() -> None:
+    """A rule set that was not made by commands: TOML, a program."""
+    for bad in (RuleSet().append(FILTER, ChainName.INPUT, Rule(out_iface=ETH0)),
+                RuleSet().set_policy(NAT, ChainName.OUTPUT, Drop())):
+        with pytest.raises(ConfigError):
+            check_ruleset(bad)
