@@ -73,6 +73,7 @@ class CommandParser:
         self._given: set[str] = set()
         self._matches: list[Reader[Match]] = []
         self._target: Reader[Target] | None = None
+        self._unknown_chain: tuple[str, int] | None = None
         self._addresses: dict[str, tuple[str, bool, int]] = {}      # text, inverted, position
         self._interfaces: dict[str, InterfaceTest | None] = {}
         self._proto: ProtocolTest | None = None
@@ -284,9 +285,11 @@ class CommandParser:
             raise RuleSyntaxError("Invalid target name (too short)")
         if value in MISSING_TARGETS:
             raise RuleSyntaxError(f"target {value} is not available in natengine")
-        if value not in TARGETS:
-            raise RuleSyntaxError(f"Chain '{value}' does not exist")
-        self._target = TARGETS[value](value, self._lookups)
+        if value in TARGETS:
+            self._target = TARGETS[value](value, self._lookups)
+        else:
+            # Said at the end: `-j -s 1.2.3.4` is a forgotten target, and the address looks wrong first.
+            self._unknown_chain = (value, self.position)
 
     def _read_counters(self, letter: str, value: str, inverted: bool) -> None:
         packets, comma, bytes_ = value.partition(",")
@@ -309,6 +312,9 @@ class CommandParser:
         wrong = misplaced(self._kind, self._number, self._given - {"v"})
         if wrong is not None:
             raise RuleSyntaxError(f"Illegal option `-{wrong}' with this command")
+        if self._unknown_chain is not None:
+            name, self.position = self._unknown_chain
+            raise RuleSyntaxError(f"Chain '{name}' does not exist")
         has_rule = self._kind in _RULE_COMMANDS and not (self._kind is Kind.DELETE and self._number)
         command = Command(
             self._kind, self._table, self._chain, self._number, rule if has_rule else None,

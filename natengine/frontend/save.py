@@ -6,7 +6,8 @@
 4. `parse_restore(dump(x)) == x`, counters included.
 
 Departures from iptables-restore: counters are always read (it wants -c for that); blanks at the end
-of a line do not matter; `mangle`, `raw` and `security` may be there, but may not hold a rule.
+of a line do not matter; a DROP policy in `nat` is refused as with -P (there it slips through);
+`mangle`, `raw` and `security` may be there, but may not hold a rule.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from natengine.frontend.parser import CommandParser, parse_counters
 from natengine.frontend.printers import target_name
 from natengine.rules.counters import Count, RuleCounters
 from natengine.rules.model import BUILT_IN_CHAINS, Accept, Drop, Policy, RuleSet, TableName
+from natengine.rules.validate import check_policy
 
 STDIN = "<stdin>"
 
@@ -136,7 +138,7 @@ class _RestoreReader:
             self.counters.zero_policy(self._table, chain.name)
 
     def _read_policy(self, table: TableName, line: str) -> None:
-        words = split_words(line[1:], first_column=2)
+        words = self._split(line[1:], first_column=2)
         if len(words) < 2:
             raise self._wrong("policy invalid", 1)
         chain, policy = words[0].text, words[1].text
@@ -152,6 +154,10 @@ class _RestoreReader:
                               words[0].column)
         if policy not in _POLICIES:
             raise RuleApplyError(f"{self._where}line {self._number} failed: Bad policy name.")
+        try:
+            check_policy(table, _POLICIES[policy])
+        except RuleSyntaxError as error:
+            raise self._wrong(str(error), words[1].column) from None
         self.ruleset = self.ruleset.set_policy(table, chain, _POLICIES[policy])
         if counters is not None:
             self.counters.set_policy(table, chain, int(counters[1]), int(counters[2]))
@@ -180,9 +186,9 @@ class _RestoreReader:
         command.touch_counters(self.ruleset, after, self.counters)
         self.ruleset = after
 
-    def _split(self, line: str) -> list[Word]:
+    def _split(self, line: str, first_column: int = 1) -> list[Word]:
         try:
-            return split_words(line)
+            return split_words(line, first_column)
         except RuleSyntaxError as error:
             raise self._wrong(str(error), 1) from None
 

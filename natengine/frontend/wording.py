@@ -49,14 +49,15 @@ Rules (`!' before an option inverts it):
   [!] -s, --source ADDRESS[/MASK][,...]    [!] -d, --destination ADDRESS[/MASK][,...]
   [!] -i, --in-interface NAME[+]           [!] -o, --out-interface NAME[+]
   [!] -p, --protocol NAME | NUMBER | all
-  -p tcp | udp       [!] --sport PORT[:PORT]   [!] --dport PORT[:PORT]
-  -p tcp             [!] --tcp-flags MASK SET  [!] --syn
-  -p icmp            [!] --icmp-type NAME | TYPE[/CODE]
+  -m, --match MATCH, with its options; -p loads that of its protocol by itself:
+  -m tcp | udp       [!] --sport PORT[:PORT]   [!] --dport PORT[:PORT]
+  -m tcp             [!] --tcp-flags MASK SET  [!] --syn
+  -m icmp            [!] --icmp-type NAME | TYPE[/CODE]
   -m conntrack       [!] --ctstate STATE[,...]
   -m state           [!] --state STATE[,...]
   -m comment         --comment TEXT
-  -j ACCEPT | DROP | RETURN
-  -j MASQUERADE      [--to-ports PORT[-PORT]] [--random] [--random-fully]
+  -j, --jump ACCEPT | DROP | RETURN
+  -j, --jump MASQUERADE  [--to-ports PORT[-PORT]] [--random] [--random-fully]
   -c, --set-counters PACKETS BYTES     start the rule's counters there
 
 Options:

@@ -15,7 +15,7 @@ class PacketFacts(NamedTuple):
     Interface names are "" where there is none.  Addresses, ports and the mark are host order.
     Ports are NO_FIELD unless the packet is TCP or UDP and not a later fragment; `icmp_type` and
     `icmp_code` unless it is ICMP and not one; `tcp_flags` (one byte, FIN is 1) unless it is TCP.
-    `length` is the packet's in bytes, from the IP header on.
+    `ctstate` is exactly one state.  `length` is the packet's in bytes, from the IP header on.
     """
 
     in_name: str

@@ -5,7 +5,8 @@
 2. A rule that enters a rule set gets a `handle` and keeps it for life.  Counters are kept by handle,
    outside (`rules/counters.py`), so a walk never writes to a rule.  Equality ignores handles.
 3. One class per kind of match and target, no dictionaries of options.  A new kind is one class here,
-   one entry in `evaluate.COMPILERS`, one in `frontend/extensions.py`.
+   one entry in `predicates.COMPILERS` (a match), one each in `frontend/extensions.py` and
+   `frontend/printers.py`.
 4. Chains come in the order iptables lists them.
 
 Limits: built-in chains of `filter` and `nat` only.  What combinations make sense is decided in

@@ -28,7 +28,7 @@ from natengine.rules.model import (
     TcpFlags,
     TcpUdpPorts,
 )
-from natengine.vocab import Proto
+from natengine.vocab import CtState, Proto
 
 Predicate = Callable[[PacketFacts], bool]
 
@@ -143,8 +143,10 @@ def _icmp_type(match: IcmpType) -> Predicate | None:
 
 
 def _ctstate(match: ConntrackState) -> Predicate | None:
-    states, inverted = match.states, match.inverted
-    return lambda facts: bool(facts.ctstate & states) is not inverted
+    # A tuple, and not `states & facts.ctstate`: `in` compares by identity first, the flags' own `&` is
+    # Python code that costs more than all the rest of the rule.
+    wanted = tuple(state for state in CtState if (state in match.states) is not match.inverted)
+    return lambda facts: facts.ctstate in wanted
 
 
 def _comment(match: Comment) -> Predicate | None:

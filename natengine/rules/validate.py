@@ -89,7 +89,9 @@ def check_placement(table: TableName, chain: str, rule: Rule) -> None:
             raise _kernel_refuses(f"! {option} 0.0.0.0/0 would never match")
     for match in rule.matches:
         if isinstance(match, IcmpType) and not _protocol_is(rule, Proto.ICMP):
-            raise _kernel_refuses("ICMP match requires '-p icmp'")
+            raise _kernel_refuses(_requires(Proto.ICMP))
+        if isinstance(match, TcpUdpPorts) and not _mentions(rule, match.proto):
+            raise _kernel_refuses(_requires(match.proto))
 
 
 def check_policy(table: TableName, policy: Policy) -> None:
@@ -128,9 +130,9 @@ def _check_comment(match: Comment) -> None:
 
 
 def _check_ports(rule: Rule, match: TcpUdpPorts) -> None:
-    """`-m tcp` wants `-p tcp`.  `! -p tcp` passes too, as in iptables; such a rule never matches."""
-    if rule.proto is None or rule.proto.number != match.proto:
-        raise RuleSyntaxError(f"{match.proto.name} match requires '-p {match.proto.name.lower()}'")
+    """Options of `-m tcp` want `-p tcp`.  `! -p tcp` passes too, as in iptables, and never matches."""
+    if _has_options(match) and not _mentions(rule, match.proto):
+        raise RuleSyntaxError(_requires(match.proto))
     if match.flags is not None and match.proto is not Proto.TCP:
         raise RuleSyntaxError("TCP flags belong to '-p tcp'")
     for test in (match.sport, match.dport):
@@ -151,6 +153,18 @@ def _check_to_ports(rule: Rule, ports: PortRange) -> None:
         raise RuleSyntaxError(f"Port range `{ports.last}' funky")
     if rule.proto is None or rule.proto.number == 0:
         raise RuleSyntaxError("Need TCP, UDP, SCTP or DCCP with port specification")
+
+
+def _has_options(match: TcpUdpPorts) -> bool:
+    return (match.sport, match.dport, match.flags) != (None, None, None)
+
+
+def _requires(proto: Proto) -> str:
+    return f"{proto.name} match requires '-p {proto.name.lower()}'"
+
+
+def _mentions(rule: Rule, proto: Proto) -> bool:
+    return rule.proto is not None and rule.proto.number == proto
 
 
 def _protocol_is(rule: Rule, proto: Proto) -> bool:

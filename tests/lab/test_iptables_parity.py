@@ -290,8 +290,10 @@ BAD = [
     fwd("--state NEW"), fwd("-m comment"), fwd("-m comment ! --comment x"), fwd("-m comment --comment"),
     fwd("-m comment --comment x --comment y"), fwd("-m nosuch"), fwd("-m"), fwd("-m ''"),
     # targets
-    fwd("-j"), fwd("-j ''"), fwd("-j NOSUCH"), fwd("-j ACCEPT -j DROP"), fwd("-j ACCEPT --to-ports 4"),
-    fwd("--to-ports 4 -j ACCEPT"), nat("-j DROP"), nat("-j masquerade"), nat("-j MASQUERADE extra"),
+    fwd("-j"), fwd("-j ''"), fwd("-j NOSUCH"), fwd("-j NOSUCH --foo"), fwd("-j ACCEPT -j DROP"),
+    fwd("-j ACCEPT --to-ports 4"),
+    fwd("-j -s 1.2.3.4"), "-F -j NOSUCH", fwd("--to-ports 4 -j ACCEPT"), nat("-j DROP"),
+    nat("-j masquerade"), nat("-j MASQUERADE extra"),
     *(nat(f"-p udp -j MASQUERADE {text}") for text in (
         "--to-ports 2000-1000", "--to-ports 70000", "--to-ports x", "--to-ports 1-", "--to-ports",
         "--to-ports 4:5",
@@ -316,7 +318,8 @@ def test_refusals_are_the_same(empty: Run, line: str) -> None:
 # iptables prints "RULE_APPEND failed (Invalid argument)" for these; natengine says what is wrong
 REFUSED_BY_KERNEL = [
     "-t nat -A PREROUTING -j MASQUERADE", fwd("-j MASQUERADE"), nat("! -s 0.0.0.0/0 -j MASQUERADE"),
-    fwd("-m icmp --icmp-type 8"), fwd("! -p icmp --icmp-type 3/4"), fwd("-p tcp -m icmp --icmp-type 3/4"),
+    fwd("-m tcp"), fwd("-p tcp -m udp"), fwd("-m icmp --icmp-type 8"), fwd("! -p icmp --icmp-type 3/4"),
+    fwd("-p tcp -m icmp --icmp-type 3/4"),
 ]
 
 

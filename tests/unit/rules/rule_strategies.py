@@ -122,6 +122,7 @@ def facts(draw: st.DrawFn) -> PacketFacts:
     return PacketFacts(
         draw(names), draw(names), draw(ADDRESSES), draw(ADDRESSES), int(proto),
         draw(PORTS) if ports else NO_FIELD, draw(PORTS) if ports else NO_FIELD,
-        draw(st.sampled_from([0, 3, 8])) if icmp else NO_FIELD, draw(st.sampled_from([0, 4])) if icmp else NO_FIELD,
+        draw(st.sampled_from([0, 3, 8])) if icmp else NO_FIELD,
+        draw(st.sampled_from([0, 4])) if icmp else NO_FIELD,
         draw(st.integers(0, 255)) if ports and proto is Proto.TCP else NO_FIELD,
-        length=draw(st.integers(20, 65535)), ctstate=draw(st.sampled_from(CtState)))
+        length=draw(st.integers(20, 65535)), ctstate=draw(st.sampled_from(list(CtState))))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rule_strategies import facts, rules
+from unit.rules.rule_strategies import facts, rules
 
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import POLICY_HANDLE, Outcome, PacketFacts, compile_chain
@@ -56,7 +58,8 @@ def match_agrees(match: object, packet: PacketFacts) -> bool:
         case IcmpType(number, first, last, inverted):
             if packet.proto != Proto.ICMP or packet.icmp_type < 0:
                 return False
-            same = number is None or (packet.icmp_type == number and packet.icmp_code in range(first, last + 1))
+            codes = range(first, last + 1)
+            same = number is None or (packet.icmp_type == number and packet.icmp_code in codes)
             return same != inverted
         case TcpUdpPorts(proto, sport, dport, flags):
             if packet.proto != proto or packet.sport < 0:
@@ -111,6 +114,9 @@ def test_a_program_says_and_counts_what_the_rules_say(
                 assert program(packet._replace(ctstate=CtState.INVALID)) == outcome
 
 
+SYN_ONLY = TcpUdpPorts(Proto.TCP, flags=TcpFlags(0x17, 0x02))
+
+
 # --- single tests -----------------------------------------------------------------------------------
 
 
@@ -129,8 +135,8 @@ def test_a_program_says_and_counts_what_the_rules_say(
     (Rule(matches=(TcpUdpPorts(Proto.UDP),)), PACKET, False),
     (Rule(matches=(TcpUdpPorts(Proto.TCP, dport=PortTest(PortRange(1, 9), True)),)), PACKET, True),
     (Rule(matches=(TcpUdpPorts(Proto.TCP, dport=PortTest(PortRange(1, 9), True)),)), FRAGMENT, False),
-    (Rule(matches=(TcpUdpPorts(Proto.TCP, flags=TcpFlags(0x17, 0x02)),)), PACKET, True),
-    (Rule(matches=(TcpUdpPorts(Proto.TCP, flags=TcpFlags(0x17, 0x02)),)), PACKET._replace(tcp_flags=0x12), False),
+    (Rule(matches=(SYN_ONLY,)), PACKET, True),
+    (Rule(matches=(SYN_ONLY,)), PACKET._replace(tcp_flags=0x12), False),
     (Rule(matches=(IcmpType(8),)), PING, True),
     (Rule(matches=(IcmpType(8, 1, 1),)), PING, False),
     (Rule(matches=(IcmpType(0, inverted=True),)), PING, True),
@@ -139,8 +145,7 @@ def test_a_program_says_and_counts_what_the_rules_say(
     (Rule(matches=(ConntrackState(CtState.ESTABLISHED),)), PACKET, False),
 ])
 def test_single_tests(rule: Rule, packet: PacketFacts, expected: bool) -> None:
-    dropping = Rule(**{name: getattr(rule, name) for name in Rule.__slots__ if name != "target"}, target=Drop())
-    program = compile_chain(Chain(ChainName.FORWARD, rules=(dropping,)))
+    program = compile_chain(Chain(ChainName.FORWARD, rules=(replace(rule, target=Drop()),)))
     assert isinstance(program(packet).target, Drop) is expected
 
 
@@ -166,6 +171,7 @@ POLICY = Outcome(Accept(), POLICY_HANDLE)
     (chain_of(BACK, NEW_ONLY), False, POLICY, False),
     (chain_of(BACK), True, None, False),
 ])
-def test_what_a_caller_may_skip(chain: Chain, counted: bool, constant: Outcome | None, uses_ctstate: bool) -> None:
+def test_what_a_caller_may_skip(chain: Chain, counted: bool, constant: Outcome | None,
+                                uses_ctstate: bool) -> None:
     program = compile_chain(chain, RuleCounters().adder("filter", "FORWARD") if counted else None)
     assert (program.constant, program.uses_ctstate) == (constant, uses_ctstate)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
-from rule_strategies import rulesets
+from unit.rules.rule_strategies import rulesets
 
 from natengine.errors import RuleApplyError
 from natengine.rules.counters import RuleCounters
@@ -23,6 +23,7 @@ from natengine.rules.model import (
 
 FILTER, NAT, FORWARD, POSTROUTING = (
     TableName.FILTER, TableName.NAT, ChainName.FORWARD, ChainName.POSTROUTING)
+NOT_THERE = "Bad rule (does a matching rule exist in that chain?)."
 A, B, C = Rule(target=Accept()), Rule(target=Drop()), Rule(target=Return())
 
 
@@ -59,11 +60,12 @@ def test_edits(edited: RuleSet, expected: tuple[Rule, ...]) -> None:
     (lambda rules: rules.insert(FILTER, FORWARD, A, 0), "Index of insertion too big."),
     (lambda rules: rules.delete(FILTER, FORWARD, 3), "Index of deletion too big."),
     (lambda rules: rules.replace(FILTER, FORWARD, 3, A), "Index of replacement too big."),
-    (lambda rules: rules.delete_rule(FILTER, FORWARD, C), "Bad rule (does a matching rule exist in that chain?)."),
-    (lambda rules: rules.check(FILTER, FORWARD, C), "Bad rule (does a matching rule exist in that chain?)."),
+    (lambda rules: rules.delete_rule(FILTER, FORWARD, C), NOT_THERE),
+    (lambda rules: rules.check(FILTER, FORWARD, C), NOT_THERE),
     (lambda rules: rules.append(FILTER, "INTPUT", A), "No chain/target/match by that name."),
     (lambda rules: rules.append(NAT, FORWARD, A), "No chain/target/match by that name."),
-    (lambda rules: rules.flush(TableName.MANGLE), "table mangle holds no rules in natengine (filter and nat do)"),
+    (lambda rules: rules.flush(TableName.MANGLE),
+     "table mangle holds no rules in natengine (filter and nat do)"),
 ])
 def test_refused_edits(edit: object, message: str) -> None:
     with pytest.raises(RuleApplyError) as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
-from rule_strategies import rulesets
+from unit.rules.rule_strategies import rulesets
 
 from natengine.errors import ConfigError
 from natengine.rules.counters import RuleCounters
@@ -31,6 +31,7 @@ from natengine.wire.addr import Prefix
 
 FILTER, NAT = TableName.FILTER, TableName.NAT
 UDP = ProtocolTest(17)
+ELSEWHERE = "MASQUERADE works in the POSTROUTING chain of table nat only"
 ETH0 = InterfaceTest("eth0")
 
 
@@ -50,8 +51,11 @@ def udp_port(first: int, last: int) -> TcpUdpPorts:
      "('/' and ' ' are not allowed by the kernel).", 2),
     # protocols and ports
     (FILTER, "FORWARD", Rule(proto=ProtocolTest(0, True)), "rule would never match protocol", 2),
-    (FILTER, "FORWARD", Rule(matches=(TcpUdpPorts(Proto.TCP),)), "TCP match requires '-p tcp'", 2),
-    (FILTER, "FORWARD", Rule(proto=UDP, matches=(TcpUdpPorts(Proto.TCP),)), "TCP match requires '-p tcp'", 2),
+    (FILTER, "FORWARD", Rule(matches=(udp_port(5, 6),)), "UDP match requires '-p udp'", 2),
+    (FILTER, "FORWARD", Rule(proto=ProtocolTest(6), matches=(udp_port(5, 6),)),
+     "UDP match requires '-p udp'", 2),
+    (FILTER, "FORWARD", Rule(matches=(TcpUdpPorts(Proto.TCP),)), "TCP match requires '-p tcp'", 4),
+    (FILTER, "FORWARD", Rule(proto=UDP, matches=(TcpUdpPorts(Proto.TCP),)), "TCP match requires '-p tcp'", 4),
     (FILTER, "FORWARD", Rule(proto=UDP, matches=(TcpUdpPorts(Proto.UDP, flags=TcpFlags(2, 2)),)),
      "TCP flags belong to '-p tcp'", 2),
     (FILTER, "FORWARD", Rule(proto=UDP, matches=(udp_port(5, 1),)), "invalid portrange (min > max)", 2),
@@ -67,10 +71,8 @@ def udp_port(first: int, last: int) -> TcpUdpPorts:
     # targets
     (NAT, "OUTPUT", Rule(target=Drop()), 'The "nat" table is not intended for filtering, '
      "the use of DROP is therefore inhibited.", 2),
-    (NAT, "PREROUTING", Rule(target=Masquerade()), "MASQUERADE works in the POSTROUTING chain of table nat only",
-     4),
-    (FILTER, "FORWARD", Rule(target=Masquerade()), "MASQUERADE works in the POSTROUTING chain of table nat only",
-     4),
+    (NAT, "PREROUTING", Rule(target=Masquerade()), ELSEWHERE, 4),
+    (FILTER, "FORWARD", Rule(target=Masquerade()), ELSEWHERE, 4),
     (NAT, "POSTROUTING", Rule(target=Masquerade(PortRange(1, 2))),
      "Need TCP, UDP, SCTP or DCCP with port specification", 2),
     (NAT, "POSTROUTING", Rule(proto=UDP, target=Masquerade(PortRange(0, 2))), "Port `0' not valid", 2),
