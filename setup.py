@@ -1,8 +1,8 @@
-"""Builds the one extension; everything else about the package is in pyproject.toml.
+"""Builds the two extensions; everything else about the package is in pyproject.toml.
 
-NATENGINE_BUILD_EXT=yes  (default) build it, and fail when that fails
-NATENGINE_BUILD_EXT=no   leave it out: the engine then runs on its pure-Python twin
-NATENGINE_BUILD_EXT=asan build it under AddressSanitizer, for the tests
+NATENGINE_BUILD_EXT=yes  (default) build them, and fail when that fails
+NATENGINE_BUILD_EXT=no   leave them out: the engine then runs on its pure-Python twin
+NATENGINE_BUILD_EXT=asan build them under AddressSanitizer, for the tests
 """
 
 import os
@@ -21,10 +21,11 @@ def extensions() -> list[Extension]:
     if CHOICE == "no":
         return []
     flags = FLAGS[CHOICE]
-    extension = Extension(
-        "natengine._fastpath", ["natengine/_fastpath.pyx"], extra_compile_args=flags, extra_link_args=flags
-    )
-    return cythonize([extension], force=True, language_level=3)
+    modules = [
+        Extension(name, [name.replace(".", "/") + ".pyx"], extra_compile_args=flags, extra_link_args=flags)
+        for name in ("natengine._fastpath", "natengine.adapters._nfqueue")
+    ]
+    return cythonize(modules, force=True, language_level=3)
 
 
 setup(ext_modules=extensions())

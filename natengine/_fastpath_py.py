@@ -130,7 +130,7 @@ class _Flow:
         self.spec = spec
         self.allow = spec.allow
         self.generation = generation
-        self.tcp_state: int = TcpState.NONE
+        self.tcp_state = int(TcpState.NONE)
         self.seen_reply = self.assured = False
         self.created_ns = self.deadline_ns = now_ns
         self.filed_tick = 0

@@ -44,13 +44,17 @@ class IptablesHooks:
 
     name = "iptables"
 
-    def __init__(self, queue_num: int) -> None:
+    def __init__(self, queues: tuple[int, int]) -> None:
         """Look for the iptables programs.
+
+        Args:
+            queues: First and last queue number; over several the kernel spreads the connections.
 
         Raises:
             HostError: They are not installed.
         """
-        self._queue_num = queue_num
+        first, last = queues
+        self._target = "NFQUEUE " + (f"--queue-num {first}" if first == last else f"--queue-balance {first}:{last}")
         for program in ("iptables", "iptables-restore"):
             if shutil.which(program) is None:
                 raise HostError(f"{program} is not installed (Debian: apt-get install iptables)")
@@ -85,7 +89,7 @@ class IptablesHooks:
 
     def _rule(self, point: HookPoint, pattern: str | None) -> str:
         interface = f"{point.option} {pattern}" if pattern else f"! {point.option} lo"
-        return f"-A {point.chain} {interface} -j NFQUEUE --queue-num {self._queue_num}"
+        return f"-A {point.chain} {interface} -j {self._target}"
 
     def _has_jump(self, point: HookPoint) -> bool:
         return self._iptables("-t", point.table, "-C", *point.jump.split()).returncode == 0

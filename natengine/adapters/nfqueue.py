@@ -7,15 +7,20 @@ TCP sends before they come here and completes their checksums.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import select
 import socket
+import time
+from contextlib import AbstractContextManager
 
 from netfilterqueue import NetfilterQueue, Packet
 
-from natengine.adapters.base import Decide, IoStats
+from natengine.adapters.base import Decide, IoStats, no_queue, queue_taken
 from natengine.errors import HostError
 from natengine.vocab import PacketMeta, Verdict
 
+PACKETS_PER_TURN = 256              # then somebody else may have a turn
 QUEUE_LENGTH = 8192                 # packets the kernel holds for us before it drops
 RECEIVE_BUFFER = 8 << 20            # bytes; a packet with its meta data takes up to about 2.5 KB of it
 SO_RCVBUFFORCE = 33                 # linux/asm-generic/socket.h; not in the socket module
@@ -58,20 +63,16 @@ class NetfilterQueueIO:
             HostError: Not root, no NFQUEUE in this kernel, or the queue belongs to another program.
         """
         self._decide = decide
+        self.queues = (queue_num, queue_num)
+        self.lock: AbstractContextManager[object] = contextlib.nullcontext()        # everything happens in the thread that calls `serve`
         try:
             self._queue = NetfilterQueue()
         except OSError as error:
-            raise HostError(
-                f"cannot open NFQUEUE ({error}): run as root on a kernel with nfnetlink_queue "
-                "(try: modprobe nfnetlink_queue)"
-            ) from None
+            raise HostError(no_queue(error)) from None
         try:
             self._queue.bind(queue_num, self._callback, max_len=QUEUE_LENGTH, sock_len=1 << 17)
         except OSError:
-            raise HostError(
-                f"NFQUEUE number {queue_num} is taken by another program in this namespace "
-                "(see /proc/net/netfilter/nfnetlink_queue); choose another one with --queue-num"
-            ) from None
+            raise HostError(queue_taken(queue_num)) from None
         # NetfilterQueue warns when net.core.rmem_max is small; root may go past that limit
         self._socket = _LimitedSocket(self._queue.get_fd())
         self._socket.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
@@ -87,17 +88,26 @@ class NetfilterQueueIO:
             packet.set_payload(bytes(decision.packet))
         packet.accept()
 
-    def fileno(self) -> int:
-        return int(self._queue.get_fd())
+    def serve(self, wake_fd: int, timeout_s: float) -> None:
+        """Deal with packets until `wake_fd` is readable or the time is over."""
+        end = time.monotonic() + timeout_s
+        poll = select.poll()
+        poll.register(self._queue.get_fd(), select.POLLIN)
+        poll.register(wake_fd, select.POLLIN)
+        while (left := end - time.monotonic()) > 0:
+            ready = [fd for fd, _ in poll.poll(left * 1000)]
+            if self._queue.get_fd() in ready:
+                self._socket.left = PACKETS_PER_TURN
+                self._queue.run_socket(self._socket)
+            if wake_fd in ready:
+                return
 
-    def pump(self, budget: int) -> int:
-        before = self._socket.received
-        self._socket.left = budget
-        self._queue.run_socket(self._socket)
-        return self._socket.received - before
+    def take_settled(self) -> list[int]:
+        """Return nothing: the engine was asked about every packet."""
+        return []
 
     def stats(self) -> IoStats:
-        return IoStats(self._socket.received, self._socket.overruns)
+        return IoStats(self._socket.received, self._socket.overruns, 0)
 
     def close(self) -> None:
         """Unbind: from now on the kernel drops what the hooks queue."""

@@ -16,6 +16,7 @@ from typing import NoReturn
 from natengine import __version__
 from natengine.app.rundir import DEFAULT as DEFAULT_RUN_DIR
 from natengine.errors import ConfigError, NatengineError
+from natengine.settings import Settings
 
 DEFAULT_RULES = Path("/etc/natengine/rules.v4")
 DEFAULT_QUEUE = 2663                # any number would do; this one is the RFC that has NAT's words
@@ -103,21 +104,41 @@ def _run(words: list[str], run_dir: Path) -> int:
         help=f"rules to start with, as `natengine save` and iptables-save write them ({DEFAULT_RULES} if it exists)",
     )
     parser.add_argument(
-        "--io", choices=["auto", "netfilterqueue"], default="auto", help="how packets come from the kernel (auto)"
+        "--io", choices=["auto", "batched", "netfilterqueue"], default="auto",
+        help="how packets come from the kernel: batched, where the extension was built (auto), or one by one",
     )
     parser.add_argument(
-        "--queue-num", type=_queue_num, default=DEFAULT_QUEUE, metavar="N", help=f"NFQUEUE number ({DEFAULT_QUEUE})"
+        "--queues", type=_number(1, 64), default=1, metavar="N", help="take packets through N queues, a thread each (1)"
+    )
+    parser.add_argument(
+        "--busy-poll", type=_number(0, 1_000_000), default=0, metavar="USEC",
+        help="ask for packets this long before sleeping: a shorter round trip for a busier core (0)",
+    )
+    parser.add_argument(
+        "--max-flows", type=_number(1, 1 << 24), default=Settings.max_flows, metavar="N",
+        help="capacity of the connection table (%(default)s)",
+    )
+    parser.add_argument(
+        "--queue-num", type=_number(0, 65535), default=DEFAULT_QUEUE, metavar="N", help=f"NFQUEUE number ({DEFAULT_QUEUE})"
     )
     options = parser.parse_args(words)
     rules = daemon.RulesFile(options.rules or _rules_path(), required=options.rules is not None)
-    config = GatewayConfig(run_dir, options.queue_num, os.environ.get("NATENGINE_FASTPATH") or "auto")
+    config = GatewayConfig(
+        run_dir, options.queue_num, options.queues, options.busy_poll, options.io,
+        os.environ.get("NATENGINE_FASTPATH") or "auto", Settings(max_flows=options.max_flows),
+    )
     return daemon.run(config, rules)
 
 
-def _queue_num(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError("a queue number is 0..65535")
-    return int(text)
+def _number(first: int, last: int) -> Callable[[str], int]:
+    """Return an argparse type for the numbers `first` to `last`."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and first <= int(text) <= last):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {first} to {last}")
+        return int(text)
+
+    return read
 
 
 def _rules_path() -> Path:

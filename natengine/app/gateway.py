@@ -22,7 +22,7 @@ from natengine.adapters.hooks import IptablesHooks
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rtnetlink import RouteSocket
 from natengine.app.loop import Loop
-from natengine.errors import HostError
+from natengine.errors import ConfigError, HostError
 from natengine.fastpath import FastPath, TableConfig, create
 from natengine.flow.records import FlowInfo
 from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
@@ -31,6 +31,7 @@ from natengine.frontend.save import dump, parse_restore
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import interface_matches
+from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import Decision, PacketMeta
@@ -45,6 +46,9 @@ class GatewayConfig:
 
     run_dir: Path
     queue_num: int
+    queue_count: int = 1
+    busy_poll_us: int = 0
+    io: str = "auto"
     fastpath: str = "auto"
     settings: Settings = Settings()
 
@@ -99,8 +103,8 @@ class Gateway:
             if problems:
                 raise HostError("; ".join(problems))
             self.engine.replace_ruleset(ruleset, counters)
-            self.io: PacketIO = self._keep(NetfilterQueueIO(config.queue_num, self._decide), NetfilterQueueIO.close)
-            self.hooks = self._keep(IptablesHooks(config.queue_num), IptablesHooks.remove)
+            self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
+            self.hooks = self._keep(IptablesHooks(self.io.queues), IptablesHooks.remove)
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
             self._sync_hooks()
             self.loop = self._keep(Loop(self.io, expire=self.engine.expire), Loop.close)
@@ -113,8 +117,30 @@ class Gateway:
         self._undo.append(lambda: undo(thing))
         return thing
 
+    def _open_io(self, fast: FastPath) -> PacketIO:
+        """Bind the queue through the adapter that was asked for; `auto` takes the batched one if it can."""
+        config = self.config
+        batched = config.io == "batched" or (config.io == "auto" and self.backend == "cython")
+        if not batched:
+            if config.queue_count > 1:
+                raise ConfigError("--queues needs the batched adapter (--io batched)")
+            return NetfilterQueueIO(config.queue_num, self._decide)
+        if self.backend != "cython":
+            raise ConfigError(f"--io batched needs the compiled fast path, but NATENGINE_FASTPATH is {config.fastpath}")
+        from natengine.adapters.batched import BatchedIO    # an extension: not everybody has built it
+
+        return BatchedIO(
+            config.queue_num, fast, self._settle, queue_count=config.queue_count, busy_poll_us=config.busy_poll_us
+        )
+
     def _decide(self, packet: bytearray, meta: PacketMeta) -> Decision:
         return self.engine.process(packet, meta, now_ns())
+
+    def _settle(
+        self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int
+    ) -> tuple[int, bytearray | None]:
+        decision = self.engine.settle(path, packet, PacketMeta(hook, in_ifindex, out_ifindex, mark), at_ns)
+        return decision.verdict, decision.packet
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the packet thread, from any other one."""
@@ -138,14 +164,14 @@ class Gateway:
         if uplinks.patterns or uplinks.any_interface:
             self._forwarding.enable()
 
-    def _put_in_force(self, ruleset: RuleSet) -> list[str]:
-        """Replace the rules, or change nothing; return warnings."""
-        before, counters = self.engine.ruleset, self.engine.counters.copy()
-        self.engine.replace_ruleset(ruleset)
+    def _put_in_force(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> list[str]:
+        """Replace the rules (and, unless None, their counters), or change nothing; return warnings."""
+        before, old_counters = self.engine.ruleset, self.engine.counters.copy()
+        self.engine.replace_ruleset(ruleset, counters)
         try:
             self._sync_hooks()
         except HostError:
-            self.engine.replace_ruleset(before, counters)
+            self.engine.replace_ruleset(before, old_counters)
             raise
         return check_uplinks(ruleset.uplinks(), self.engine.interfaces)
 
@@ -168,11 +194,10 @@ class Gateway:
         return sum(self.engine.remove_flow(flow_id) for flow_id in flow_ids)
 
     def restore(self, text: str) -> list[str]:
-        """Replace the whole rule set by iptables-save text; return warnings."""
-        ruleset, counters = parse_restore(text)
-        warnings = self._put_in_force(ruleset)
-        self.engine.replace_ruleset(ruleset, counters)
-        return warnings
+        """Replace the tables that iptables-save text names; return warnings."""
+        return self._put_in_force(
+            *parse_restore(text, base=self.engine.ruleset, base_counters=self.engine.counters)
+        )
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────
 
@@ -186,6 +211,7 @@ class Gateway:
 
     def status(self) -> dict[str, object]:
         """Return what `natengine status --json` prints."""
+        self.engine.note_settled(self.io.take_settled())
         stats, io = self.engine.stats(), self.io.stats()
         uplinks = self.engine.uplinks
         return {
@@ -193,7 +219,7 @@ class Gateway:
             "pid": os.getpid(),
             "uptime_s": (now_ns() - self.started_ns) // 1_000_000_000,
             "fastpath": self.backend,
-            "io": {"name": self.io.name, "queue": self.config.queue_num, "packets": io.packets, "overruns": io.overruns},
+            "io": {"name": self.io.name, "queues": self.io.queues, **io._asdict()},
             "hooks": self.hooks.name,
             "interfaces": [
                 {

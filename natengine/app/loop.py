@@ -1,7 +1,8 @@
 """The pump: one thread that owns the engine and does one thing at a time.
 
-Packets, control requests, interface changes and the clock are all dealt with here, in turns, so the
-table needs no lock.  Other threads hand work in with `call`, and wait for its result.
+Packets, control requests, interface changes and the clock are all dealt with here, in turns.  Other
+threads hand work in with `call`, and wait for its result.  (With several queues others deal with
+packets too; the adapter's lock then keeps all of them apart.)
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from natengine.adapters.clock import now_ns
 
 T = TypeVar("T")
 
-PACKETS_PER_TURN = 256              # then everybody else gets a look in
 EXPIRE_EVERY_NS = 250_000_000
 EXPIRE_BUDGET = 4096                # flows looked at in one go: some milliseconds in Python
 
@@ -30,12 +30,11 @@ class Loop:
     def __init__(self, io: PacketIO, *, expire: Callable[[int, int], int]) -> None:
         self._io = io
         self._expire = expire
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.EpollSelector()      # has a descriptor, on which an adapter can wait
         self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._running = True
         self._timers: list[tuple[int, Callable[[], None]]] = []
-        self._selector.register(self._io.fileno(), selectors.EVENT_READ, self._pump)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._run_tasks)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
@@ -65,22 +64,26 @@ class Loop:
         """Go round until stopped."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self.stop())
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)   # wakes an adapter that waits in C
         next_expiry = now_ns()
         due = [next_expiry + interval for interval, _ in self._timers]
         while self._running:
-            for key, _ in self._selector.select(EXPIRE_EVERY_NS / 1e9):
-                key.data()
-            now = now_ns()
-            if now >= next_expiry:
-                next_expiry = now + EXPIRE_EVERY_NS
-                self._expire(now, EXPIRE_BUDGET)
-                for i, (interval, callback) in enumerate(self._timers):
-                    if now >= due[i]:
-                        due[i] = now + interval
-                        callback()
+            self._io.serve(self._selector.fileno(), EXPIRE_EVERY_NS / 1e9)
+            with self._io.lock:
+                for key, _ in self._selector.select(0):
+                    key.data()
+                now = now_ns()
+                if now >= next_expiry:
+                    next_expiry = now + EXPIRE_EVERY_NS
+                    self._expire(now, EXPIRE_BUDGET)
+                    for i, (interval, callback) in enumerate(self._timers):
+                        if now >= due[i]:
+                            due[i] = now + interval
+                            callback()
 
     def close(self) -> None:
         """Close what the loop itself opened; tasks that still wait are told."""
+        signal.set_wakeup_fd(-1)
         while not self._tasks.empty():
             self._tasks.get()[1].set_exception(RuntimeError("the engine is stopping"))
         self._selector.close()
@@ -92,9 +95,6 @@ class Loop:
             os.write(self._wake_write, b"\0")
         except OSError:                 # full: it will wake anyway; or closed: it has stopped
             pass
-
-    def _pump(self) -> None:
-        self._io.pump(PACKETS_PER_TURN)
 
     def _run_tasks(self) -> None:
         os.read(self._wake_read, 4096)

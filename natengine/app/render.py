@@ -21,11 +21,11 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
     io = status["io"]
     console.print(
         f"natengine {status['version']}, pid {status['pid']}, up {_duration(status['uptime_s'])}; "
-        f"{status['fastpath']} fast path, {io['name']} on queue {io['queue']}, hooks by {status['hooks']}"
+        f"{status['fastpath']} fast path, {io['name']} on {_queues(*io['queues'])}, hooks by {status['hooks']}"
     )
     console.print(
         f"{status['rules']} rules, {status['flows']} of at most {status['max_flows']} flows, "
-        f"{status['mappings']} mappings; {io['packets']} packets in, {io['overruns']} receive overruns"
+        f"{status['mappings']} mappings; {io['packets']} packets in, {io['overruns']} receive overruns, {io['errors']} errors"
     )
     console.print()
     console.print(_interfaces(status["interfaces"]))
@@ -54,6 +54,10 @@ def _reasons(by_reason: dict[str, int]) -> Table:
         verdict = "[red]drop[/]" if dropped else "[green]accept[/]"
         table.add_row(verdict, name.lower().replace("_", " "), str(packets))
     return table
+
+
+def _queues(first: int, last: int) -> str:
+    return f"queue {first}" if first == last else f"queues {first} to {last}"
 
 
 def _duration(seconds: int) -> str:

@@ -37,12 +37,14 @@ class MappingTable:
         self._pools: dict[tuple[int, int], PortPool] = {}               # by protocol, outside address
         self._by_inside: dict[tuple[Endpoint, int], _Mapping] = {}      # with the outside address
         self._by_outside: dict[Endpoint, _Mapping] = {}
+        self._unheld: dict[Endpoint, int] = {}                          # `hold`s that came too late
 
     def __len__(self) -> int:
         return len(self._by_outside)
 
     def acquire(
-        self, inside: Endpoint, outside_ip: int, *, keep_port: bool = True, ports: tuple[int, int] | None = None
+        self, inside: Endpoint, outside_ip: int, *,
+        keep_port: bool = True, ports: tuple[int, int] | None = None,
     ) -> int | None:
         """Return the outside port of `inside` on `outside_ip` and hold it for one more flow.
 
@@ -62,12 +64,26 @@ class MappingTable:
         mapping.flows += 1
         return mapping.outside.port_or_icmp_id
 
+    def hold(self, endpoint: Endpoint) -> None:
+        """Hold the port of a flow whose outside endpoint is its inside endpoint, if nobody else has it.
+
+        For what the head itself sends without translation: it goes on with its port in either case.
+        Each call wants a `release` too.
+        """
+        port = endpoint.port_or_icmp_id
+        if self.acquire(endpoint, endpoint.ip, ports=(port, port)) is None:
+            self._unheld[endpoint] = self._unheld.get(endpoint, 0) + 1
+
     def release(self, inside: Endpoint, outside: Endpoint) -> None:
         """Let go of one flow's hold; the last one gives the port back.
 
-        A flow that holds no mapping (a service of the head itself on a port that a worker got first)
-        may call this too: nothing happens.
+        A flow that holds no mapping (a rule exempts it from translation) may call this too.
         """
+        if inside == outside and inside in self._unheld:
+            self._unheld[inside] -= 1           # whose hold it was does not matter, only their number
+            if not self._unheld[inside]:
+                del self._unheld[inside]
+            return
         mapping = self._by_outside.get(outside)
         if mapping is None or mapping.inside != inside:
             return

@@ -7,7 +7,9 @@ Rule 2: otherwise the new one comes from the same class (RFC 4787 REQ-3a; the ke
 Rule 3: a port is given to one inside endpoint at a time (no overloading, REQ-3).
 
 Taking and giving back cost the same however full the pool is: each class keeps its free ports in
-an array without holes, in which any one can be removed by swapping it with the last.
+an array without holes, in which any one can be removed by swapping it with the last.  A new pool is
+made of slices of arrays that are filled once, when this module is loaded: the first packet to use
+an outside address waits for it.
 """
 
 from __future__ import annotations
@@ -21,19 +23,24 @@ ICMP_CLASSES = ((0, 65535),)        # identifiers have no classes
 PORTS = 65536
 
 
-class _FreePorts:
-    """The free ports `first`, `first + step`, … up to `last`, in an order that means nothing."""
+# what a pool is cut from: the even and the odd ports, and their places among themselves
+_BY_PARITY = (array("H", range(0, PORTS, 2)), array("H", range(1, PORTS, 2)))
+_PLACES = array("H", range(PORTS // 2))
 
-    def __init__(self, first: int, last: int, step: int) -> None:
-        self._first, self._step = first, step
-        self._ports = array("H", range(first, last + 1, step))
-        self._position = array("H", range(len(self._ports)))       # where in _ports each one stands
+
+class _FreePorts:
+    """The free ports of one parity from `first` to `last`, in an order that means nothing."""
+
+    def __init__(self, parity: int, first: int, last: int) -> None:
+        self._offset = (first + 1 - parity) // 2                    # of the first one in _BY_PARITY
+        self._ports = _BY_PARITY[parity][self._offset:(last - parity) // 2 + 1]
+        self._position = _PLACES[:len(self._ports)]                 # where in _ports each one stands
 
     def __len__(self) -> int:
         return len(self._ports)
 
     def _index(self, port: int) -> int:
-        return (port - self._first) // self._step
+        return port // 2 - self._offset
 
     def remove(self, port: int) -> None:
         """Take out a port that is in."""
@@ -60,15 +67,16 @@ class PortPool:
         self._classes = ICMP_CLASSES if proto == Proto.ICMP else PORT_CLASSES
         self._taken = bytearray(PORTS)
         self._free = [
-            (_FreePorts(first + (first & 1), last, 2), _FreePorts(first + 1 - (first & 1), last, 2))
-            for first, last in self._classes
+            (_FreePorts(0, first, last), _FreePorts(1, first, last)) for first, last in self._classes
         ]                                                           # per class: the even, the odd ones
 
     def __len__(self) -> int:
         """Return how many ports are taken."""
         return sum(self._taken)
 
-    def take(self, wanted: int, rng: Rng, *, keep: bool = True, ports: tuple[int, int] | None = None) -> int | None:
+    def take(
+        self, wanted: int, rng: Rng, *, keep: bool = True, ports: tuple[int, int] | None = None
+    ) -> int | None:
         """Take a port and return it, or None if every one that would do is taken.
 
         Args:
@@ -101,7 +109,7 @@ class PortPool:
     def _pick_like(self, wanted: int, rng: Rng) -> int | None:
         """Choose among the free ports of the class of `wanted`, those of its parity first."""
         for (first, last), halves in zip(self._classes, self._free, strict=True):
-            # port 0 belongs to no class; it is replaced by one that anybody may use
+            # port 0 belongs to no class: if it cannot be kept, one that anybody may use replaces it
             if first <= (wanted or PORTS - 1) <= last:
                 same, other = halves[wanted & 1], halves[~wanted & 1]
                 free = same or other

@@ -17,11 +17,11 @@ from natengine.errors import BadPacket, Truncated
 from natengine.fastpath import FULL, NOT_FOUND, FastPath
 from natengine.flow.mappings import MappingTable
 from natengine.flow.records import Allow, FlowInfo, FlowKey, Path, flow_key
-from natengine.nat.fragments import DatagramKey, FragmentTable
+from natengine.nat.fragments import DatagramKey, FragmentTable, contradicts_itself
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import Policy, join_uplinks
-from natengine.nat.slowpath import NewPacket, SlowPath
+from natengine.nat.slowpath import TRANSLATABLE, NewPacket, SlowPath
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
@@ -83,12 +83,21 @@ class NatEngine:
             meta: Where it was taken; `meta.hook` is PREROUTING or POSTROUTING.
             now_ns: Nanoseconds on any clock that never goes back.
         """
-        path = self._fast.translate(packet, meta.hook, now_ns)
+        return self.settle(self._fast.translate(packet, meta.hook, now_ns), packet, meta, now_ns)
+
+    def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
+        """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
         reason = _SETTLED.get(path)         # type: ignore[call-overload]
         if reason is None:
             reason = self._unsettled(path, packet, meta, now_ns)
         self._by_reason[reason] += 1
         return Decision(reason.verdict, reason, packet if reason in _REWRITTEN else None)
+
+    def note_settled(self, by_path: list[int]) -> None:
+        """Count packets that an adapter has settled through the fast path by itself, by `Path`."""
+        for path, packets in enumerate(by_path):
+            if packets:
+                self._by_reason[_SETTLED[Path(path)]] += packets
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
         """Deal with what the fast path could not."""
@@ -149,7 +158,21 @@ class NatEngine:
         if new.meta.hook == Hook.PREROUTING:
             answer = self._slow.decide(new)
             return answer if isinstance(answer, Reason) else Reason.UNKNOWN_PROTOCOL
-        return Reason.LOCAL_OUT if new.from_head else Reason.UNKNOWN_PROTOCOL
+        if new.from_head:
+            return Reason.LOCAL_OUT
+        if not self._routed(new):
+            return Reason.UNKNOWN_PROTOCOL
+        facts = self._slow.policy.facts(new.ip, new.transport, new.meta, CtState.NEW)
+        return Reason.ROUTED if self._slow.policy.forwards(facts) else Reason.FORWARD_DROP
+
+    def _routed(self, new: NewPacket) -> bool:
+        """Whether the packet is at an interface that is no uplink.
+
+        They are taken there where a rule names no out-interface.  What needs translation has had it
+        at PREROUTING, or will have it at POSTROUTING.
+        """
+        leaving = new.meta.hook == Hook.POSTROUTING
+        return not self._slow.policy.is_uplink(new.meta.out_ifindex if leaving else new.meta.in_ifindex)
 
     # ── ICMP errors ──────────────────────────────────────────────────────────────────────────────
 
@@ -168,12 +191,12 @@ class NatEngine:
             if new.from_head and new.meta.hook == Hook.POSTROUTING:
                 # the head's error about a packet it refused; never one that shows an inside address
                 own = self.interfaces.owns(quoted.ip.dst)
-                return Reason.LOCAL_OUT if own else Reason.ICMP_UNRELATED
+                return Reason.LOCAL_OUT if own or self._routed(new) else Reason.ICMP_UNRELATED
         return self._icmp_unrelated(new)
 
     def _icmp_error(self, packet: bytearray, new: NewPacket, quoted: QuotedPacket, flow: FlowInfo) -> Reason:
         spec, arriving = flow.spec, new.meta.hook == Hook.PREROUTING
-        if spec.inside_ifindex and not new.from_head or arriving and spec.inside_ifindex:
+        if spec.inside_ifindex and not new.from_head:
             meta = new.meta._replace(out_ifindex=spec.inside_ifindex) if arriving else new.meta
             facts = self._slow.policy.facts(new.ip, new.transport, meta, CtState.RELATED)
             if not self._slow.policy.forwards(facts._replace(dst=spec.inside_ip) if arriving else facts):
@@ -182,62 +205,77 @@ class NatEngine:
         return Reason.ICMP_ERROR
 
     def _icmp_unrelated(self, new: NewPacket) -> Reason:
-        if new.meta.hook == Hook.POSTROUTING:
-            return Reason.LOCAL_OUT if new.from_head else Reason.ICMP_UNRELATED
-        local = self.interfaces.is_local(new.ip.dst)
-        return Reason.LOCAL_IN if local else Reason.ICMP_UNRELATED
+        return self._without_flow(new, Reason.ICMP_UNRELATED)
+
+    def _without_flow(self, new: NewPacket, refusal: Reason) -> Reason:
+        """What begins no flow and belongs to none: the head's own business, routed, or refused."""
+        if new.meta.hook == Hook.PREROUTING and self.interfaces.is_local(new.ip.dst):
+            return Reason.LOCAL_IN
+        if new.meta.hook == Hook.POSTROUTING and new.from_head:
+            return Reason.LOCAL_OUT
+        return Reason.ROUTED if self._routed(new) else refusal
 
     # ── fragments ────────────────────────────────────────────────────────────────────────────────
 
     def _fragment(self, packet: bytearray, ip: Ipv4Fields, meta: PacketMeta, now_ns: int) -> Reason:
         """A fragment: the first one finds or begins the flow, the later ones follow it."""
-        key = DatagramKey.of(meta.hook, ip)
+        if contradicts_itself(ip):
+            return Reason.BAD_HEADER
         if ip.fragment_offset:
-            train = self._fragments.find(key, now_ns)
-            flow = None if train is None else self._fast.info(train.flow_id)
-            if train is None or flow is None or flow.spec.arriving != train.arriving:
-                return self._orphan(NewPacket(ip, _PORTLESS, meta))
-            return self._rewrite_fragment(packet, ip, flow, meta, now_ns, first=False)
+            return self._later_fragment(packet, NewPacket(ip, _PORTLESS, meta), now_ns)
         new = NewPacket(ip, parse_transport_untrusted(packet, ip), meta)
         if ip.proto == Proto.ICMP and new.transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
             return self._icmp_unrelated(new)
+        if ip.proto not in TRANSLATABLE:
+            return self._other_protocol(new)
+        return self._first_fragment(packet, new, now_ns)
+
+    def _first_fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         flow_id = self._fast.find(_key(new))
-        if flow_id == NOT_FOUND:
+        begins = flow_id == NOT_FOUND
+        if begins:
             created = self._create(new, now_ns)
             if isinstance(created, Reason):
                 return created
             flow_id = created
         flow = self._fast.info(flow_id)
         assert flow is not None
-        if not self._fragments.remember(key, flow, now_ns):
+        # who begins a flow has just been asked about; the answer may hang on what only this packet has
+        if not (begins or self._allows(flow, new.meta)):
+            return Reason.FORWARD_DROP
+        if not self._fragments.remember(DatagramKey.of(new.meta.hook, new.ip), flow, now_ns):
+            if begins:
+                self._remove(flow_id)
             return Reason.FRAGMENT_LIMIT
-        return self._rewrite_fragment(packet, ip, flow, meta, now_ns, first=True)
+        return self._rewrite_fragment(packet, new, flow, now_ns)
 
-    def _rewrite_fragment(
-        self, packet: bytearray, ip: Ipv4Fields, flow: FlowInfo, meta: PacketMeta, now_ns: int, *, first: bool
-    ) -> Reason:
+    def _later_fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
+        train = self._fragments.find(DatagramKey.of(new.meta.hook, new.ip), now_ns)
+        flow = None if train is None else self._fast.info(train.flow_id)
+        if train is None or flow is None or flow.spec.arriving != train.arriving:
+            return self._without_flow(new, Reason.FRAGMENT_ORPHAN)
+        if not self._allows(flow, new.meta):
+            return Reason.FORWARD_DROP
+        return self._rewrite_fragment(packet, new, flow, now_ns)
+
+    def _allows(self, flow: FlowInfo, meta: PacketMeta) -> bool:
+        """Ask what the fast path asks of a whole packet, of the FORWARD chain as it stands now."""
+        is_reply = (meta.hook == Hook.POSTROUTING) != flow.spec.from_inside
+        needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
+        return bool(self._slow.policy.allow_later(flow.spec) & needed)
+
+    def _rewrite_fragment(self, packet: bytearray, new: NewPacket, flow: FlowInfo, now_ns: int) -> Reason:
         """Do to a fragment what the fast path does to a whole packet.
 
         Limit: a fragmented segment does not move the TCP state.
         """
-        spec, leaving = flow.spec, meta.hook == Hook.POSTROUTING
-        allow = self._slow.policy.allow_later(spec)
-        if not allow & (Allow.ORIGINAL if leaving == spec.from_inside else Allow.REPLY) and not first:
-            return Reason.FORWARD_DROP
-        self._fast.touch(flow.flow_id, meta.hook, ip.total_len, now_ns)
-        if leaving:
-            rewrite_source(packet, ip, spec.outside_ip, spec.outside_port if first else None)
+        ip, spec, has_ports = new.ip, flow.spec, new.ip.fragment_offset == 0
+        self._fast.touch(flow.flow_id, new.meta.hook, ip.total_len, now_ns)
+        if new.meta.hook == Hook.POSTROUTING:
+            rewrite_source(packet, ip, spec.outside_ip, spec.outside_port if has_ports else None)
         else:
-            rewrite_destination(packet, ip, spec.inside_ip, spec.inside_port if first else None)
+            rewrite_destination(packet, ip, spec.inside_ip, spec.inside_port if has_ports else None)
         return Reason.FRAGMENT
-
-    def _orphan(self, new: NewPacket) -> Reason:
-        """A later fragment of a datagram without a flow: the head's own business, or nobody's."""
-        if new.meta.hook == Hook.PREROUTING and self.interfaces.is_local(new.ip.dst):
-            return Reason.LOCAL_IN
-        if new.meta.hook == Hook.POSTROUTING and new.from_head:
-            return Reason.LOCAL_OUT
-        return Reason.FRAGMENT_ORPHAN
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
 

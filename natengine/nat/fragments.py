@@ -11,7 +11,24 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from natengine.flow.records import FlowInfo, FlowKey
-from natengine.wire.ipv4 import Ipv4Fields
+from natengine.wire.ipv4 import MIN_TRANSPORT, Ipv4Fields
+
+MAX_DATAGRAM = 65535                # RFC 791: header and all fragments together
+
+
+def contradicts_itself(ip: Ipv4Fields) -> bool:
+    """Whether no honest sender makes such a fragment.
+
+    It ends behind the largest datagram (the "ping of death"), or not at a multiple of 8 though more
+    follow (RFC 791); or it begins inside the transport header, part of which the first fragment
+    has shown us, and would rewrite that at the receiver (RFC 1858).
+    """
+    length = ip.total_len - ip.header_len
+    return (
+        ip.header_len + ip.fragment_offset + length > MAX_DATAGRAM
+        or (ip.more_fragments and length % 8 > 0)
+        or 0 < ip.fragment_offset < MIN_TRANSPORT.get(ip.proto, 0)      # type: ignore[call-overload]
+    )
 
 
 class DatagramKey(NamedTuple):

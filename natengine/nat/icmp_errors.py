@@ -75,7 +75,9 @@ def find_flow(fast: FastPath, quoted: QuotedPacket, hook: int) -> FlowInfo | Non
     )
 
 
-def translate_error(packet: bytearray, ip: Ipv4Fields, quoted: QuotedPacket, flow: FlowInfo, hook: int) -> None:
+def translate_error(
+    packet: bytearray, ip: Ipv4Fields, quoted: QuotedPacket, flow: FlowInfo, hook: int
+) -> None:
     """Rewrite an ICMP error in place: the quoted packet, the checksum over it, the outer address."""
     spec = flow.spec
     if hook == Hook.PREROUTING:

@@ -104,7 +104,9 @@ class Policy:
             return Allow.ALL if isinstance(forward.constant.target, Accept) else Allow(0)
         allow = Allow(0)
         for bit, state in (
-            (Allow.NEW, CtState.NEW), (Allow.ORIGINAL, CtState.ESTABLISHED), (Allow.REPLY, CtState.ESTABLISHED),
+            (Allow.NEW, CtState.NEW),
+            (Allow.ORIGINAL, CtState.ESTABLISHED),
+            (Allow.REPLY, CtState.ESTABLISHED),
         ):
             leaving = spec.from_inside == (bit != Allow.REPLY)
             if isinstance(forward(self._facts_of_flow(spec, state, leaving=leaving)).target, Accept):

@@ -99,7 +99,7 @@ class SlowPath:
                 return Reason.NO_ADDRESS
             return self._new_flow(packet, nat)
         if packet.from_head:
-            return self._unchanged_flow(packet)
+            return self._own_flow(packet)
         if outcome.handle == POLICY_HANDLE:
             return Reason.NO_RULE if self.policy.is_uplink(packet.meta.out_ifindex) else Reason.ROUTED
         refusal = _why_not_new(packet)                  # an ACCEPT rule: not translated, on purpose
@@ -140,21 +140,22 @@ class SlowPath:
         """Give the packet's source an outside endpoint."""
         spec = self._unchanged_flow(packet)
         if not spec.from_inside:
-            # A service of the head's own: the peer knows its address and port, so they stay.  They
-            # are held if they can be, so that no worker gets the port while the service talks.
-            self._hold(spec)
-            return spec
+            return self._own_flow(packet)       # a service: the peer knows its address and port, so they stay
         inside = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)
         port = self._mappings.acquire(inside, nat.outside_ip, keep_port=nat.keep_port, ports=nat.ports)
         if port is None:
             return Reason.OUT_OF_PORTS
         return spec._replace(outside_ip=nat.outside_ip, outside_port=port)
 
-    def _hold(self, spec: FlowSpec) -> None:
-        endpoint = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)
-        port = self._mappings.acquire(endpoint, spec.outside_ip)
-        if port is not None and port != spec.outside_port:
-            self._mappings.release(endpoint, Endpoint(spec.proto, spec.outside_ip, port))
+    def _own_flow(self, packet: NewPacket) -> FlowSpec:
+        """Return the flow of a packet of the head's own that is not to be translated.
+
+        Its port is held if it can be, so that no worker gets it while the head talks.
+        """
+        spec = self._unchanged_flow(packet)
+        if self.policy.interfaces.owns(spec.inside_ip):
+            self._mappings.hold(Endpoint(spec.proto, spec.inside_ip, spec.inside_port))
+        return spec
 
     def _unchanged_flow(self, packet: NewPacket) -> FlowSpec:
         """Return a flow whose outside endpoint is its inside endpoint."""

@@ -1,0 +1,402 @@
+# cython: language_level=3, binding=True, annotation_typing=False, auto_pickle=False
+# cython: cdivision=True
+"""NFQUEUE in batches: packets of known flows go from the kernel and back without Python.
+
+    recvmmsg ── up to BATCH messages, each a packet with its meta data, into buffers of our own
+       │
+       ├─ translate_at: the flow table rewrites the packet where it lies, in the receive buffer
+       │     └─ what it does not know goes to Python, one call a packet, with the GIL
+       │
+    sendmsg ─── all verdicts at once; each one's header is written over the meta data that was in
+                front of the packet, so one iovec a packet and no byte is copied here
+
+GSO.  With NFQA_CFG_F_GSO a packet may be up to 64 KiB and its L4 checksum not there yet
+(NFQA_SKB_CSUMNOTREADY: the field holds the sum of the pseudo-header).  After a verdict with a payload
+the kernel takes the checksum as it stands (CHECKSUM_NONE), but computes it when it segments:
+
+    CSUMNOTREADY and GSO   leave it, the kernel's segmentation computes it
+    CSUMNOTREADY alone     compute it here, after the rewrite
+    neither                it is right, and was updated with the rewrite
+
+Threads.  Several queues can share one table, each served by a thread of its own, for the table has
+one lock and a batch holds it once.  Who waits for the lock does not hold the GIL (else the one who
+has the lock and wants the GIL would wait for ever); who has the lock may wait for the GIL.
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE
+from libc.errno cimport EAGAIN, EINTR, ENOBUFS, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from natengine._fastpath cimport (
+    IS_TCP, IS_UDP, PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED,
+    FastPath, load16, store16,
+)
+
+import os
+
+cdef enum:
+    BATCH = 64                          # messages a recvmmsg
+    MESSAGE_MAX = 65536 + 512           # a packet of 64 KiB and everything the kernel says about it
+    # Not a multiple of a page: buffers at the same offset in their pages would share cache sets.
+    STRIDE = MESSAGE_MAX + 64 * 37
+    SEND_MAX = 262144                   # bytes a sendmsg: the kernel copies them into one buffer
+    VERDICT_SIZE = 32                   # nlmsghdr 16, nfgenmsg 4, attribute header 4, verdict 8
+    PAYLOAD_HEADER = 4
+    PATHS = 10
+    LOOK_UP_EVERY_NS = 1000000
+
+    DROP = 0                            # NF_DROP, NF_ACCEPT
+    ACCEPT = 1
+
+
+cdef struct Packet:                     # one message, parsed
+    uint32_t packet_id                  # network order, as it goes back
+    int hook
+    uint32_t in_ifindex
+    uint32_t out_ifindex
+    uint32_t mark
+    uint32_t skb_info
+    uint8_t *payload
+    uint32_t length
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_BOOTTIME, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline uint32_t be32(const uint8_t *at) noexcept nogil:
+    cdef uint32_t word
+    memcpy(&word, at, 4)
+    return ntohl(word)
+
+
+cdef inline uint64_t sum_bytes(const uint8_t *data, size_t length) noexcept nogil:
+    """RFC 1071, in the machine's byte order, four bytes at a time: the compiler makes vectors of it."""
+    cdef uint64_t total = 0
+    cdef uint32_t word
+    cdef size_t at
+    cdef size_t words = length // 4
+    for at in range(words):
+        memcpy(&word, data + 4 * at, 4)
+        total += word
+    word = 0
+    memcpy(&word, data + 4 * words, length & 3)
+    return total + word
+
+
+cdef inline uint16_t folded(uint64_t total) noexcept nogil:
+    total = (total & 0xFFFFFFFFu) + (total >> 32)
+    total = (total & 0xFFFFFFFFu) + (total >> 32)
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    return <uint16_t>((total & 0xFFFF) + (total >> 16))
+
+
+cdef void complete_checksum(uint8_t *data, uint32_t length) noexcept nogil:
+    """Compute the TCP or UDP checksum of a whole packet that has none yet.
+
+    A packet that is not one, or is not whole, is left alone: it has no checksum to complete.
+    """
+    if length < 20 or data[0] >> 4 != 4:
+        return
+    cdef uint32_t start = (data[0] & 15) * 4
+    cdef uint32_t total_len = load16(data + 2)
+    cdef uint32_t at
+    if data[9] == IS_TCP:
+        at = start + 16
+    elif data[9] == IS_UDP:
+        at = start + 6
+    else:
+        return
+    if start < 20 or total_len > length or at + 2 > total_len or load16(data + 6) & 0x3FFF:
+        return
+    store16(data + at, 0)
+    cdef uint64_t total = sum_bytes(data + 12, 8) + sum_bytes(data + start, total_len - start)
+    total += htons(data[9]) + <uint64_t>htons(<uint16_t>(total_len - start))
+    cdef uint16_t value = <uint16_t>~folded(total)
+    if value == 0 and data[9] == IS_UDP:
+        value = 0xFFFF
+    memcpy(data + at, &value, 2)
+
+
+cdef class TableLock:
+    """The lock of a table that several threads use.  A context manager; waits without the GIL."""
+
+    cdef pthread_mutex_t mutex
+
+    def __cinit__(self):
+        pthread_mutex_init(&self.mutex, NULL)
+
+    def __dealloc__(self):
+        pthread_mutex_destroy(&self.mutex)
+
+    def __enter__(self):
+        with nogil:
+            pthread_mutex_lock(&self.mutex)
+        return self
+
+    def __exit__(self, *_exception):
+        pthread_mutex_unlock(&self.mutex)
+
+
+cdef class BatchedQueue:
+    """One NFQUEUE queue over a netlink socket that is bound and configured already.
+
+    Args:
+        fd: The socket.  It stays the caller's.
+        queue_num: Its queue.
+        table: The flow table.
+        settle: Called with the GIL, and with the lock held, for each packet that the table does not
+            settle: settle(path, packet, hook, in_ifindex, out_ifindex, mark, now_ns) with the packet
+            as a bytearray; returns (verdict, rewritten), `rewritten` being None or the bytearray.
+        lock: The table's; all who use the table share it.
+        busy_poll_us: How long to ask again and again before sleeping; 0 for never.
+    """
+
+    cdef int fd
+    cdef uint16_t queue_num
+    cdef int64_t busy_poll_ns
+    cdef FastPath table
+    cdef object settle
+    cdef TableLock lock
+    cdef uint8_t *buffers
+    cdef mmsghdr messages[BATCH]
+    cdef iovec receive[BATCH]
+    cdef iovec verdicts[BATCH]
+    cdef uint32_t verdict_count
+    cdef size_t verdict_bytes
+    cdef uint64_t settled[PATHS]
+    cdef object failure                 # what `settle` raised, for `serve` to raise
+    cdef bint failed
+    cdef readonly uint64_t packets
+    cdef readonly uint64_t overruns
+    cdef readonly uint64_t errors       # verdicts or configuration that the kernel refused
+
+    def __cinit__(self, int fd, uint16_t queue_num, FastPath table, object settle, TableLock lock,
+                  int64_t busy_poll_us=0):
+        self.fd, self.queue_num = fd, queue_num
+        self.busy_poll_ns = busy_poll_us * 1000
+        self.table, self.settle, self.lock = table, settle, lock
+        self.buffers = <uint8_t *>calloc(BATCH, STRIDE)
+        if self.buffers == NULL:
+            raise MemoryError("no memory for receive buffers")
+        cdef int i
+        memset(self.messages, 0, sizeof(self.messages))
+        for i in range(BATCH):
+            self.receive[i].iov_base = self.buffers + <size_t>i * STRIDE
+            self.receive[i].iov_len = MESSAGE_MAX
+            self.messages[i].msg_hdr.msg_iov = &self.receive[i]
+            self.messages[i].msg_hdr.msg_iovlen = 1
+
+    def __dealloc__(self):
+        free(self.buffers)
+
+    def take_settled(self):
+        """Return how many packets ended with each Path since the last call, and start over."""
+        counts = [self.settled[i] for i in range(PATHS)]
+        memset(self.settled, 0, sizeof(self.settled))
+        return counts
+
+    def serve(self, int wake_fd, double timeout_s):
+        """Deal with packets until `wake_fd` is readable or the time is over.
+
+        Raises:
+            OSError: The socket is broken.
+            Whatever `settle` raised; the packet it was called for has been dropped.
+        """
+        cdef int64_t until = now_ns() + <int64_t>(timeout_s * 1e9)
+        cdef int error
+        with nogil:
+            error = self.run(wake_fd, until)
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    cdef int run(self, int wake_fd, int64_t until) noexcept nogil:
+        """Go round until it is time to return; 0, or the errno of a broken socket."""
+        cdef int64_t now = now_ns(), look_up = now, idle_since = 0
+        cdef int received
+        cdef pollfd waiting[2]
+        waiting[0].fd, waiting[1].fd = wake_fd, self.fd
+        waiting[0].events = waiting[1].events = POLLIN
+        while now < until and not self.failed:
+            received = recvmmsg(self.fd, self.messages, BATCH, MSG_DONTWAIT, NULL)
+            now = now_ns()
+            if received > 0:
+                self.batch(received, now)
+                idle_since = 0
+                if now >= look_up:                  # under load too, others get their turn
+                    look_up = now + LOOK_UP_EVERY_NS
+                    if poll(waiting, 1, 0) > 0:
+                        break
+            elif errno == EAGAIN:
+                if idle_since == 0:
+                    idle_since = now
+                if now - idle_since < self.busy_poll_ns:
+                    continue
+                poll(waiting, 2, <int>((until - now) // 1000000) + 1)
+                if waiting[0].revents:
+                    break
+                idle_since = 0
+            elif errno == ENOBUFS:
+                self.overruns += 1
+            elif errno != EINTR:
+                return errno
+        return 0
+
+    cdef void batch(self, int received, int64_t now) noexcept nogil:
+        """Settle a batch and send its verdicts."""
+        cdef int i
+        pthread_mutex_lock(&self.lock.mutex)
+        for i in range(received):
+            self.message(<uint8_t *>self.receive[i].iov_base, self.messages[i].msg_len, now)
+        pthread_mutex_unlock(&self.lock.mutex)
+        self.send()
+
+    cdef void message(self, uint8_t *data, uint32_t length, int64_t now) noexcept nogil:
+        """Deal with one message from the kernel: usually a packet, sometimes an error."""
+        cdef Packet packet
+        cdef nlmsghdr *header = <nlmsghdr *>data
+        if length < sizeof(nlmsghdr):
+            return
+        if header.nlmsg_type != (NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET):
+            self.errors += header.nlmsg_type == NLMSG_ERROR
+            return
+        if not parse(data, length, &packet):
+            self.errors += 1
+            return
+        self.packets += 1
+        cdef int path = self.table.translate_at(packet.payload, packet.length, packet.hook, now)
+        cdef bint rewritten = path == PATH_TRANSLATED
+        cdef bint accepted = rewritten or path == PATH_UNCHANGED
+        if path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE:
+            with gil:
+                accepted, rewritten = self.ask(path, &packet, now)
+        else:
+            self.settled[path] += 1
+            if rewritten and packet.skb_info & (NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO) == NFQA_SKB_CSUMNOTREADY:
+                complete_checksum(packet.payload, packet.length)
+        self.verdict(&packet, accepted, rewritten)
+
+    cdef (bint, bint) ask(self, int path, Packet *packet, int64_t now) noexcept:
+        """Let Python decide; returns whether to accept, and whether the packet was rewritten.
+
+        The core sees every checksum as it will be on the wire, so one that is missing is computed
+        first.  (Of a GSO packet the kernel will compute it, whatever stands there.)
+        """
+        cdef bytearray copy
+        if packet.skb_info & (NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO) == NFQA_SKB_CSUMNOTREADY:
+            complete_checksum(packet.payload, packet.length)
+        try:
+            copy = PyByteArray_FromStringAndSize(<char *>packet.payload, packet.length)
+            verdict, rewritten = self.settle(
+                path, copy, packet.hook, packet.in_ifindex, packet.out_ifindex, packet.mark, now
+            )
+            if rewritten is None:
+                return verdict == ACCEPT, False
+            copy = rewritten
+            if PyByteArray_GET_SIZE(copy) != <Py_ssize_t>packet.length:
+                raise ValueError("a rewritten packet has another length than the packet")
+            memcpy(packet.payload, PyByteArray_AS_STRING(copy), packet.length)
+            return verdict == ACCEPT, True
+        except BaseException as error:              # a bug, or Ctrl-C: `serve` raises it
+            self.failure, self.failed = error, True
+            return False, False
+
+    cdef void verdict(self, Packet *packet, bint accepted, bint with_payload) noexcept nogil:
+        """Write a verdict in front of the payload, over what the kernel said about the packet.
+
+        `parse` has seen to it that there is room: at least the message's own headers are there.
+        """
+        cdef uint8_t *at = packet.payload - PAYLOAD_HEADER - VERDICT_SIZE
+        cdef size_t size = VERDICT_SIZE
+        cdef nlattr *attribute = <nlattr *>(at + VERDICT_SIZE)
+        if with_payload and accepted:
+            attribute.nla_type = NFQA_PAYLOAD
+            attribute.nla_len = <uint16_t>(PAYLOAD_HEADER + packet.length)
+            size += PAYLOAD_HEADER + packet.length
+        cdef nlmsghdr *header = <nlmsghdr *>at
+        header.nlmsg_len = <uint32_t>size
+        header.nlmsg_type = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_VERDICT
+        header.nlmsg_flags = NLM_F_REQUEST
+        header.nlmsg_seq = header.nlmsg_pid = 0
+        cdef nfgenmsg *general = <nfgenmsg *>(at + sizeof(nlmsghdr))
+        general.nfgen_family = general.version = 0
+        general.res_id = htons(self.queue_num)
+        attribute = <nlattr *>(at + sizeof(nlmsghdr) + sizeof(nfgenmsg))
+        attribute.nla_type = NFQA_VERDICT_HDR
+        attribute.nla_len = sizeof(nlattr) + sizeof(nfqnl_msg_verdict_hdr)
+        cdef nfqnl_msg_verdict_hdr *decision = <nfqnl_msg_verdict_hdr *>(attribute + 1)
+        decision.verdict = htonl(ACCEPT if accepted else DROP)
+        decision.id = packet.packet_id
+        size = (size + 3) & ~<size_t>3              # messages in one datagram start at multiples of 4
+        if self.verdict_bytes + size > SEND_MAX:
+            self.send()
+        self.verdicts[self.verdict_count].iov_base = at
+        self.verdicts[self.verdict_count].iov_len = size
+        self.verdict_count += 1
+        self.verdict_bytes += size
+
+    cdef void send(self) noexcept nogil:
+        """Send the verdicts that are ready.  The kernel carries them out before sendmsg returns."""
+        cdef msghdr message
+        if self.verdict_count == 0:
+            return
+        memset(&message, 0, sizeof(message))
+        message.msg_iov = self.verdicts
+        message.msg_iovlen = self.verdict_count
+        while sendmsg(self.fd, &message, 0) < 0:
+            if errno != EINTR:                      # the kernel goes on holding those packets
+                self.errors += 1
+                break
+        self.verdict_count = 0
+        self.verdict_bytes = 0
+
+
+cdef bint parse(uint8_t *data, uint32_t length, Packet *packet) noexcept nogil:
+    """Read the attributes of a packet message; 0 if it has no id or no payload.
+
+    The kernel writes well-formed messages; lengths are checked all the same, for everything is
+    later read and written through them.
+    """
+    cdef uint32_t at = sizeof(nlmsghdr) + sizeof(nfgenmsg), size
+    cdef nlattr *attribute
+    cdef uint8_t *value
+    cdef bint has_id = False
+    memset(packet, 0, sizeof(Packet))
+    if length > (<nlmsghdr *>data).nlmsg_len:
+        length = (<nlmsghdr *>data).nlmsg_len
+    while at + sizeof(nlattr) <= length:
+        attribute = <nlattr *>(data + at)
+        size = attribute.nla_len
+        value = data + at + sizeof(nlattr)
+        if size < sizeof(nlattr):
+            break
+        if size > length - at:                      # the datagram was cut (MSG_TRUNC): the packet is not
+            if attribute.nla_type == NFQA_PAYLOAD:  # whole, and no header will be found in 0 bytes of it
+                packet.payload = value
+            break
+        size -= sizeof(nlattr)
+        if attribute.nla_type == NFQA_PACKET_HDR and size >= 7:
+            memcpy(&packet.packet_id, value, 4)
+            packet.hook = value[6]
+            has_id = True
+        elif attribute.nla_type == NFQA_PAYLOAD:
+            packet.payload, packet.length = value, size
+        elif size == 4:
+            if attribute.nla_type == NFQA_IFINDEX_INDEV:
+                packet.in_ifindex = be32(value)
+            elif attribute.nla_type == NFQA_IFINDEX_OUTDEV:
+                packet.out_ifindex = be32(value)
+            elif attribute.nla_type == NFQA_MARK:
+                packet.mark = be32(value)
+            elif attribute.nla_type == NFQA_SKB_INFO:
+                packet.skb_info = be32(value)
+        at += (attribute.nla_len + 3) & ~<uint32_t>3
+    return has_id and packet.payload != NULL and packet.payload - data >= VERDICT_SIZE + PAYLOAD_HEADER
