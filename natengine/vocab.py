@@ -80,6 +80,10 @@ class Reason(enum.IntEnum):
         return Verdict.ACCEPT if self < 16 else Verdict.DROP
 
 
+# the same as a table: it is read for every packet that comes to Python
+VERDICTS = {reason: reason.verdict for reason in Reason}
+
+
 class PacketMeta(NamedTuple):
     """What the kernel says about a packet beside its bytes.
 

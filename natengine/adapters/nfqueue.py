@@ -1,8 +1,12 @@
 """NFQUEUE through the NetfilterQueue package: simple, portable, one system call a packet each way.
 
-Measured limits of NetfilterQueue 1.1.0: it copies at most 4016 bytes of a packet (a longer one is
-counted as TRUNCATED and dropped), and it cannot ask for GSO packets, so the kernel segments large
-TCP sends before they come here and completes their checksums.
+NetfilterQueue 1.1.0 asks for the first 4016 bytes of a packet and receives into 4096.  That is too
+little: the head's own datagrams come here before they are cut into fragments, up to 64 KiB, and a
+verdict with a shorter payload would cut them off.  So the kernel is asked for whole packets behind
+its back, and the receiving is done here.
+
+Limit: it cannot ask for GSO packets, so the kernel segments large TCP sends before they come here
+and completes their checksums.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import contextlib
 import errno
 import select
 import socket
+import struct
 import time
 from contextlib import AbstractContextManager
 
@@ -25,9 +30,24 @@ QUEUE_LENGTH = 8192                 # packets the kernel holds for us before it 
 RECEIVE_BUFFER = 8 << 20            # bytes; a packet with its meta data takes up to about 2.5 KB of it
 SO_RCVBUFFORCE = 33                 # linux/asm-generic/socket.h; not in the socket module
 
+NLM_F_REQUEST = 1                   # linux/netlink.h
+# linux/netfilter/nfnetlink_queue.h
+NFNL_SUBSYS_QUEUE, NFQNL_MSG_CONFIG, NFQA_CFG_PARAMS, NFQNL_COPY_PACKET = 3, 2, 2, 2
+COPY_RANGE = 65531                  # the longest payload that fits into a netlink attribute
+MESSAGE_MAX = COPY_RANGE + 4096     # a packet, and what the kernel says about it
+
+
+def _ask_for_whole_packets(link: socket.socket, queue_num: int) -> None:
+    """Set the copy range of a queue that is bound to this netlink socket."""
+    params = struct.pack("!IB3x", COPY_RANGE, NFQNL_COPY_PACKET)
+    body = struct.pack("!BBH", socket.AF_UNSPEC, 0, queue_num)
+    body += struct.pack("=HH", 4 + 5, NFQA_CFG_PARAMS) + params
+    kind = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_CONFIG
+    link.send(struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST, 0, 0) + body)
+
 
 class _LimitedSocket:
-    """Gives NetfilterQueue.run_socket() a bounded number of messages, then says there are no more.
+    """Gives NetfilterQueue.run_socket() a bounded number of whole messages, then says there are no more.
 
     `run()` goes on for as long as packets come; under load nobody else would ever get a turn.
     """
@@ -37,12 +57,12 @@ class _LimitedSocket:
         self.left = 0
         self.received = self.overruns = 0
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, _size: int) -> bytes:
         if not self.left:
             raise BlockingIOError(errno.EAGAIN, "this turn is over")
         self.left -= 1
         try:
-            data = self.socket.recv(size, socket.MSG_DONTWAIT)
+            data = self.socket.recv(MESSAGE_MAX, socket.MSG_DONTWAIT)
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 self.overruns += 1
@@ -76,6 +96,7 @@ class NetfilterQueueIO:
         # NetfilterQueue warns when net.core.rmem_max is small; root may go past that limit
         self._socket = _LimitedSocket(self._queue.get_fd())
         self._socket.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        _ask_for_whole_packets(self._socket.socket, queue_num)
 
     def _callback(self, packet: Packet) -> None:
         data = bytearray(packet.get_payload())

@@ -25,7 +25,7 @@ from natengine.nat.slowpath import TRANSLATABLE, NewPacket, SlowPath
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
-from natengine.vocab import CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
+from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
 from natengine.wire.ipv4 import (
     ICMP_ECHO_REPLY,
     ICMP_ECHO_REQUEST,
@@ -37,7 +37,7 @@ from natengine.wire.ipv4 import (
 from natengine.wire.rewrite import rewrite_destination, rewrite_source
 
 # what the fast path says that needs nobody else
-_SETTLED = {
+_SETTLED: dict[int, Reason] = {
     Path.TRANSLATED: Reason.TRANSLATED,
     Path.UNCHANGED: Reason.UNCHANGED,
     Path.REFUSED_STATE: Reason.TCP_STATE,
@@ -87,17 +87,17 @@ class NatEngine:
 
     def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
         """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
-        reason = _SETTLED.get(path)         # type: ignore[call-overload]
+        reason = _SETTLED.get(path)
         if reason is None:
             reason = self._unsettled(path, packet, meta, now_ns)
         self._by_reason[reason] += 1
-        return Decision(reason.verdict, reason, packet if reason in _REWRITTEN else None)
+        return Decision(VERDICTS[reason], reason, packet if reason in _REWRITTEN else None)
 
     def note_settled(self, by_path: list[int]) -> None:
         """Count packets that an adapter has settled through the fast path by itself, by `Path`."""
         for path, packets in enumerate(by_path):
             if packets:
-                self._by_reason[_SETTLED[Path(path)]] += packets
+                self._by_reason[_SETTLED[path]] += packets
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
         """Deal with what the fast path could not."""
@@ -124,8 +124,8 @@ class NatEngine:
         flow_id = self._create(new, now_ns)
         if isinstance(flow_id, Reason):
             return flow_id
-        reason = _SETTLED[Path(self._fast.translate(packet, new.meta.hook, now_ns))]
-        if reason.verdict is Verdict.DROP:
+        reason = _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
+        if VERDICTS[reason] is Verdict.DROP:
             self._remove(flow_id)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
 
@@ -146,7 +146,7 @@ class NatEngine:
         """The rules have changed since FORWARD last allowed this flow."""
         flow_id = self._fast.find(_key(new))
         self._approve(flow_id)
-        return _SETTLED[Path(self._fast.translate(packet, new.meta.hook, now_ns))]
+        return _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
 
     def _approve(self, flow_id: int) -> None:
         info = self._fast.info(flow_id)

@@ -19,9 +19,23 @@ from natengine.flow.records import Allow, FlowSpec
 from natengine.nat.interfaces import InterfaceTable
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, compile_chain
-from natengine.rules.model import Accept, ChainName, Drop, Masquerade, RuleSet, TableName, Uplinks
+from natengine.rules.model import (
+    Accept,
+    Chain,
+    ChainName,
+    Comment,
+    ConntrackState,
+    Drop,
+    Masquerade,
+    RuleSet,
+    TableName,
+    Uplinks,
+)
 from natengine.vocab import CtState, PacketMeta, Proto
 from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
+
+
+ALLOW_ALL = Allow.ALL.value
 
 
 class SourceNat(NamedTuple):
@@ -59,6 +73,8 @@ class Policy:
         postrouting = ruleset.chain(TableName.NAT, ChainName.POSTROUTING)
         self._forward = compile_chain(forward, counters.adder(TableName.FILTER, ChainName.FORWARD))
         self._forward_uncounted = compile_chain(forward)
+        self._forward_by_interface = _asks_interfaces_only(forward)
+        self._known_ways: dict[tuple[int, int, bool], int] = {}
         self._postrouting = compile_chain(postrouting, counters.adder(TableName.NAT, ChainName.POSTROUTING))
 
     def is_uplink(self, ifindex: int) -> bool:
@@ -92,25 +108,33 @@ class Policy:
         """Ask the FORWARD chain about one packet, and count it."""
         return isinstance(self._forward(facts).target, Accept)
 
-    def allow_later(self, spec: FlowSpec) -> Allow:
-        """Return what FORWARD says to the packets of a flow that follow the first one.
+    def allow_later(self, spec: FlowSpec) -> int:
+        """Return what FORWARD says to the packets of a flow that follow the first one (bits of `Allow`).
 
         The head's own flows do not pass FORWARD.  Nothing is counted.
         """
         if spec.inside_ifindex == 0:
-            return Allow.ALL
+            return ALLOW_ALL
         forward = self._forward_uncounted
         if forward.constant is not None:
-            return Allow.ALL if isinstance(forward.constant.target, Accept) else Allow(0)
-        allow = Allow(0)
+            return ALLOW_ALL if isinstance(forward.constant.target, Accept) else 0
+        if not self._forward_by_interface:
+            return self._ask_forward(spec)
+        way = (spec.inside_ifindex, spec.uplink_ifindex, spec.from_inside)
+        allow = self._known_ways.get(way)
+        if allow is None:
+            allow = self._known_ways[way] = self._ask_forward(spec)
+        return allow
+
+    def _ask_forward(self, spec: FlowSpec) -> int:
+        """Walk FORWARD for each of the three kinds of packet of a flow."""
+        allow = 0
         for bit, state in (
-            (Allow.NEW, CtState.NEW),
-            (Allow.ORIGINAL, CtState.ESTABLISHED),
-            (Allow.REPLY, CtState.ESTABLISHED),
+            (Allow.NEW, CtState.NEW), (Allow.ORIGINAL, CtState.ESTABLISHED), (Allow.REPLY, CtState.ESTABLISHED),
         ):
-            leaving = spec.from_inside == (bit != Allow.REPLY)
-            if isinstance(forward(self._facts_of_flow(spec, state, leaving=leaving)).target, Accept):
-                allow |= bit
+            leaving = spec.from_inside == (bit is not Allow.REPLY)
+            if isinstance(self._forward_uncounted(self._facts_of_flow(spec, state, leaving=leaving)).target, Accept):
+                allow |= bit.value
         return allow
 
     def _facts_of_flow(self, spec: FlowSpec, state: CtState, *, leaving: bool) -> PacketFacts:
@@ -140,6 +164,15 @@ class Policy:
             return None
         ports = (target.to_ports.first, target.to_ports.last) if target.to_ports else None
         return SourceNat(outside_ip, not (target.random or target.random_fully), ports)
+
+
+def _asks_interfaces_only(chain: Chain) -> bool:
+    """Whether a chain looks at nothing but interfaces and state: then flows of one way have one answer."""
+    return all(
+        rule.src is None and rule.dst is None and rule.proto is None
+        and all(isinstance(match, ConntrackState | Comment) for match in rule.matches)
+        for rule in chain.rules
+    )
 
 
 def is_drop(outcome: Outcome) -> bool:

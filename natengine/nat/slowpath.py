@@ -27,6 +27,8 @@ from natengine.rules.model import Masquerade
 from natengine.vocab import CtState, Hook, PacketMeta, Proto, Reason
 from natengine.wire.ipv4 import ICMP_ECHO_REQUEST, Ipv4Fields, Transport
 
+ALLOW_NEW = Allow.NEW.value
+
 TRANSLATABLE = frozenset({Proto.TCP, Proto.UDP, Proto.ICMP})
 
 
@@ -79,7 +81,7 @@ class SlowPath:
         if packet.from_head:
             if not self._is_trackable(packet):
                 return Reason.LOCAL_OUT
-        elif self._was_translated(packet):
+        elif self.policy.uplinks.any_interface and self._was_translated(packet):
             return Reason.ROUTED
         elif not self.policy.forwards(facts):
             return Reason.FORWARD_DROP
@@ -138,14 +140,14 @@ class SlowPath:
 
     def _new_flow(self, packet: NewPacket, nat: SourceNat) -> FlowSpec | Reason:
         """Give the packet's source an outside endpoint."""
-        spec = self._unchanged_flow(packet)
-        if not spec.from_inside:
+        if _answers_a_stranger(packet):
             return self._own_flow(packet)       # a service: the peer knows its address and port, so they stay
-        inside = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)
+        ip, transport, _ = packet
+        inside = Endpoint(ip.proto, ip.src, transport.src_port_or_icmp_id)
         port = self._mappings.acquire(inside, nat.outside_ip, keep_port=nat.keep_port, ports=nat.ports)
         if port is None:
             return Reason.OUT_OF_PORTS
-        return spec._replace(outside_ip=nat.outside_ip, outside_port=port)
+        return self._flow(packet, nat.outside_ip, port)
 
     def _own_flow(self, packet: NewPacket) -> FlowSpec:
         """Return the flow of a packet of the head's own that is not to be translated.
@@ -159,17 +161,25 @@ class SlowPath:
 
     def _unchanged_flow(self, packet: NewPacket) -> FlowSpec:
         """Return a flow whose outside endpoint is its inside endpoint."""
+        return self._flow(packet, packet.ip.src, packet.transport.src_port_or_icmp_id)
+
+    def _flow(self, packet: NewPacket, outside_ip: int, outside_port: int) -> FlowSpec:
+        """Return the flow of a leaving packet with this outside endpoint."""
         ip, transport, meta = packet
-        port = transport.src_port_or_icmp_id
         peer_port = transport.dst_port_or_icmp_id
         if ip.proto == Proto.ICMP:
             peer_port = icmp_query_port(Hook.POSTROUTING, transport.icmp_type)
-        from_inside = not (ip.proto == Proto.TCP and packet.from_head and transport.tcp_flags & ACK)
         spec = FlowSpec(
-            ip.proto, ip.src, port, ip.src, port, ip.dst, peer_port, from_inside, meta.in_ifindex,
-            meta.out_ifindex, Allow.NEW,
+            ip.proto, ip.src, transport.src_port_or_icmp_id, outside_ip, outside_port, ip.dst, peer_port,
+            not _answers_a_stranger(packet), meta.in_ifindex, meta.out_ifindex, 0,
         )
-        return spec._replace(allow=Allow.NEW | self.policy.allow_later(spec))
+        # FORWARD, or nobody for the head's own, has let this packet pass: NEW is allowed
+        return spec._replace(allow=ALLOW_NEW | self.policy.allow_later(spec))
+
+
+def _answers_a_stranger(packet: NewPacket) -> bool:
+    """Whether this is from a TCP service of the head's own, to a peer that opened the connection."""
+    return packet.from_head and packet.ip.proto == Proto.TCP and bool(packet.transport.tcp_flags & ACK)
 
 
 def _why_not_new(packet: NewPacket) -> Reason | None:
