@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from . import interrupts
 from .errors import LabError
 from .lab import Lab
 
@@ -51,24 +52,29 @@ class Engine:
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Engine:
-        self._made_dir = Path(tempfile.mkdtemp(prefix="natengine-lab-"))
-        self.run_dir = self._made_dir / "run"
-        self._env.setdefault("NATENGINE_RULES", str(self._made_dir / "rules.v4"))
         try:
+            with interrupts.deferred():     # a directory that no attribute names would stay for ever
+                self._made_dir = Path(tempfile.mkdtemp(prefix="natengine-lab-"))
+                self.run_dir = self._made_dir / "run"
+                self._env.setdefault("NATENGINE_RULES", str(self._made_dir / "rules.v4"))
             self.start()
         except BaseException:
-            self.stop()
-            self._forget()
+            self._end()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self.stop()
-        finally:
-            self._forget()
+        self._end()
+
+    def _end(self) -> None:
+        """Stop it and remove its directory, whatever signal comes meanwhile."""
+        with interrupts.deferred():
+            try:
+                self.stop()
+            finally:
+                self._forget()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -86,7 +92,7 @@ class Engine:
         Raises:
             LabError: It ended or was silent instead; the message has what it said.
         """
-        with open(self._log, "w") as log:
+        with open(self._log, "w") as log, interrupts.deferred():
             self.process = self._head.popen(
                 [sys.executable, "-m", "natengine", "run", *self._arguments],
                 stdout=subprocess.PIPE, stderr=log, text=True, env=self.environment,
