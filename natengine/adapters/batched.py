@@ -13,6 +13,7 @@ import select
 import socket
 import struct
 import threading
+from contextlib import AbstractContextManager
 
 from natengine.adapters import _nfqueue
 from natengine.adapters.base import IoStats, Settle, no_queue, queue_taken
@@ -98,7 +99,8 @@ class BatchedIO:
             busy_poll_us: How long to ask the kernel again and again before sleeping.
         """
         self.queues = (queue_num, queue_num + queue_count - 1)
-        self.lock = _nfqueue.TableLock()
+        lock = _nfqueue.TableLock()
+        self.lock: AbstractContextManager[object] = lock
         self._links: list[socket.socket] = []
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._threads: list[threading.Thread] = []
@@ -110,7 +112,7 @@ class BatchedIO:
             self.close()
             raise
         self._workers = [
-            _nfqueue.BatchedQueue(link.fileno(), number, table, settle, self.lock, busy_poll_us)
+            _nfqueue.BatchedQueue(link.fileno(), number, table, settle, lock, busy_poll_us)
             for number, link in enumerate(self._links, queue_num)
         ]
         for worker in self._workers[1:]:

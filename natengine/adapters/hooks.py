@@ -110,8 +110,11 @@ class IptablesHooks:
 
 def _run(argv: list[str], text: str | None) -> subprocess.CompletedProcess[str]:
     try:
+        # In a process group of its own: a Ctrl-C is for us, and must not cut a transaction short.
         return subprocess.run(
-            argv, input=text, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+            argv, input=text, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False, process_group=0
         )
     except subprocess.TimeoutExpired:
         raise HostError(f"{argv[0]} has not answered for {COMMAND_TIMEOUT_S} s") from None
+    except OSError as error:
+        raise HostError(f"cannot run {argv[0]}: {error.strerror}") from None

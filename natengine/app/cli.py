@@ -91,6 +91,9 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _run(words: list[str], run_dir: Path) -> int:
+    from natengine.app.stopping import StopSignals
+
+    signals = StopSignals()             # before the imports that take a while
     from natengine.app import daemon
     from natengine.app.gateway import GatewayConfig
 
@@ -127,7 +130,7 @@ def _run(words: list[str], run_dir: Path) -> int:
         run_dir, options.queue_num, options.queues, options.busy_poll, options.io,
         os.environ.get("NATENGINE_FASTPATH") or "auto", Settings(max_flows=options.max_flows),
     )
-    return daemon.run(config, rules)
+    return daemon.run(config, rules, signals)
 
 
 def _number(first: int, last: int) -> Callable[[str], int]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from natengine.adapters.notify import notify, watchdog_interval_s
 from natengine.app.control import ControlServer
 from natengine.app.gateway import Gateway, GatewayConfig
 from natengine.app.rundir import RunDir
+from natengine.app.stopping import StopSignals
 from natengine.errors import ConfigError, HostError
 
 
@@ -38,15 +37,7 @@ class RulesFile:
             raise ConfigError(f"{self.path}: {error}") from None
 
 
-class _Stopped(Exception):
-    """A signal asked for the end before the loop was there to hear it."""
-
-
-def _stop_early(_number: int, _frame: object) -> None:
-    raise _Stopped
-
-
-def run(config: GatewayConfig, rules: RulesFile) -> int:
+def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
     """Start a gateway, say `ready`, and serve until told to stop.  Return the exit status.
 
     Raises:
@@ -55,21 +46,17 @@ def run(config: GatewayConfig, rules: RulesFile) -> int:
     """
     if os.geteuid() != 0:
         raise HostError("natengine run must be root: it takes packets from the kernel")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop_early)
     text = rules.read()
+    signals.remember()
+    run_dir = RunDir(config.run_dir)
     try:
-        run_dir = RunDir(config.run_dir)
-        try:
-            _serve(config, text, str(rules.path))
-        finally:
-            run_dir.close()
-    except _Stopped:
-        pass
+        _serve(config, text, str(rules.path), signals)
+    finally:
+        run_dir.close()
     return 0
 
 
-def _serve(config: GatewayConfig, text: str | None, source: str) -> None:
+def _serve(config: GatewayConfig, text: str | None, source: str, signals: StopSignals) -> None:
     gateway = Gateway(config, text, source)
     try:
         control = ControlServer(gateway, config.run_dir)
@@ -78,22 +65,18 @@ def _serve(config: GatewayConfig, text: str | None, source: str) -> None:
             interval = watchdog_interval_s()
             if interval is not None:
                 gateway.loop.every(int(interval * 1e9), _say_alive)
-            print("ready", flush=True)
-            notify("READY=1", f"STATUS=translating with the {gateway.backend} fast path")
+            signals.hand_over(gateway.loop.stop)
+            if not signals.received:
+                print("ready", flush=True)
+                notify("READY=1", f"STATUS=translating with the {gateway.backend} fast path")
             gateway.loop.run()
             notify("STOPPING=1")
         finally:
+            signals.hand_over(None)     # the way out must not be cut short by a second Ctrl-C
             control.close()
     finally:
-        _ignore_signals()               # the way out must not be cut short by a second Ctrl-C
         gateway.close()
 
 
 def _say_alive() -> None:
     notify("WATCHDOG=1")
-
-
-def _ignore_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    sys.stdout.flush()

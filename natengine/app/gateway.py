@@ -27,6 +27,7 @@ from natengine.fastpath import FastPath, TableConfig, create
 from natengine.flow.records import FlowInfo
 from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
 from natengine.frontend.iptables import parse_command
+from natengine.frontend.listing import list_specs
 from natengine.frontend.save import dump, parse_restore
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
@@ -106,11 +107,17 @@ class Gateway:
             self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
             self.hooks = self._keep(IptablesHooks(self.io.queues), IptablesHooks.remove)
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
+            if not self._has_uplinks():
+                # Whoever was killed here may have left forwarding on, and hooks that are about to go.
+                self._forwarding.restore()
             self._sync_hooks()
             self.loop = self._keep(Loop(self.io, expire=self.engine.expire), Loop.close)
             self.loop.watch(self._routes.fileno(), self._interfaces_changed)
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            try:
+                self.close()
+            except HostError as leftover:
+                raise HostError(f"{error}; besides: {leftover}") from error
             raise
 
     def _keep(self, thing: T, undo: Callable[[T], None]) -> T:
@@ -147,9 +154,19 @@ class Gateway:
         return self.loop.call(function)
 
     def close(self) -> None:
-        """Take everything back, last thing first."""
+        """Take everything back, last thing first.
+
+        Raises:
+            HostError: Something could not be taken back; everything else was.
+        """
+        failure = None
         while self._undo:
-            self._undo.pop()()
+            try:
+                self._undo.pop()()
+            except OSError as error:    # a HostError is one
+                failure = failure or error
+        if failure is not None:
+            raise HostError(f"could not clean up: {failure}") from failure
 
     # ── changes ──────────────────────────────────────────────────────────────────────────────────
 
@@ -161,8 +178,12 @@ class Gateway:
         """Take packets from the uplinks there are; forward only once there is one."""
         uplinks = self.engine.uplinks
         self.hooks.sync(uplinks.patterns, uplinks.any_interface)
-        if uplinks.patterns or uplinks.any_interface:
+        if self._has_uplinks():
             self._forwarding.enable()
+
+    def _has_uplinks(self) -> bool:
+        uplinks = self.engine.uplinks
+        return bool(uplinks.patterns) or uplinks.any_interface
 
     def _put_in_force(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> list[str]:
         """Replace the rules (and, unless None, their counters), or change nothing; return warnings."""
@@ -232,9 +253,10 @@ class Gateway:
                 }
                 for each in self.engine.interfaces
             ],
-            "rules": sum(
-                len(chain.rules) for table in self.engine.ruleset.tables for chain in table.chains
-            ),
+            "rules": {
+                table.name.value: list_specs(self.engine.ruleset, table=table.name).splitlines()
+                for table in self.engine.ruleset.tables
+            },
             "flows": stats.flows,
             "max_flows": self.config.settings.max_flows,
             "mappings": stats.mappings,

@@ -25,7 +25,7 @@ EXPIRE_BUDGET = 4096                # flows looked at in one go: some millisecon
 
 
 class Loop:
-    """Runs until `stop`, or SIGTERM or SIGINT."""
+    """Runs until `stop`."""
 
     def __init__(self, io: PacketIO, *, expire: Callable[[int, int], int]) -> None:
         self._io = io
@@ -62,8 +62,6 @@ class Loop:
 
     def run(self) -> None:
         """Go round until stopped."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self.stop())
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)   # wakes an adapter that waits in C
         next_expiry = now_ns()
         due = [next_expiry + interval for interval, _ in self._timers]

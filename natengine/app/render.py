@@ -24,9 +24,14 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
         f"{status['fastpath']} fast path, {io['name']} on {_queues(*io['queues'])}, hooks by {status['hooks']}"
     )
     console.print(
-        f"{status['rules']} rules, {status['flows']} of at most {status['max_flows']} flows, "
+        f"{status['flows']} of at most {status['max_flows']} flows, "
         f"{status['mappings']} mappings; {io['packets']} packets in, {io['overruns']} receive overruns, {io['errors']} errors"
     )
+    console.print()
+    for table, lines in status["rules"].items():
+        for line in lines:
+            if line.startswith("-A") or line.endswith("DROP"):      # a policy of ACCEPT goes without saying
+                console.print(f"-t {table} {line}", markup=False)
     console.print()
     console.print(_interfaces(status["interfaces"]))
     console.print(_reasons(status["packets_by_reason"]))

@@ -14,6 +14,7 @@ from natengine.errors import HostError
 
 DEFAULT = Path("/run/natengine")
 PID_NAME = "pid"
+OWN_FILES = {PID_NAME, "control.sock", "ip_forward.before"}
 
 
 class RunDir:
@@ -28,23 +29,45 @@ class RunDir:
         self.path = path
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.chmod(0o700)
-            self._pid_fd = os.open(path / PID_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._make_private()
+            self._pid_fd = self._open_locked()
+        except HostError:
+            raise
         except OSError as error:
             raise HostError(
                 f"cannot use the run directory {path}: {error.strerror}; name another one with --run-dir DIR"
             ) from None
-        try:
-            fcntl.flock(self._pid_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.read(self._pid_fd, 32).decode().strip()
-            os.close(self._pid_fd)
-            raise HostError(
-                f"an engine (pid {pid}) is running with {path} already; for a second one name another "
-                "directory: natengine --run-dir DIR run"
-            ) from None
         os.truncate(self._pid_fd, 0)
         os.write(self._pid_fd, f"{os.getpid()}\n".encode())
+
+    def _make_private(self) -> None:
+        """Close the directory to everybody else, unless it is one that others use (/tmp, say)."""
+        if self.path.stat().st_mode & 0o777 == 0o700:
+            return
+        foreign = {entry.name for entry in self.path.iterdir()} - OWN_FILES
+        if foreign:
+            raise HostError(
+                f"cannot use the run directory {self.path}: it would be closed to everybody else, and has other "
+                f"files in it ({min(foreign)}); name one of its own with --run-dir DIR"
+            )
+        self.path.chmod(0o700)
+
+    def _open_locked(self) -> int:
+        path = self.path / PID_NAME
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+            except BlockingIOError:
+                pid = os.read(descriptor, 32).decode().strip()
+                os.close(descriptor)
+                raise HostError(
+                    f"an engine (pid {pid}) is running with {self.path} already; for a second one name another "
+                    "directory: natengine --run-dir DIR run"
+                ) from None
+            os.close(descriptor)            # its owner removed it, on the way out, before we had the lock
 
     def close(self) -> None:
         """Give the directory up; it is removed if nothing is left in it."""

@@ -21,7 +21,7 @@ from natengine.fastpath import NOT_FOUND, FastPath
 from natengine.flow.mappings import Endpoint, MappingTable
 from natengine.flow.records import Allow, FlowSpec, flow_key, icmp_query_port
 from natengine.flow.tcp_state import ACK, FIN, RST, SYN
-from natengine.nat.policy import Policy, SourceNat, is_drop
+from natengine.nat.policy import ASK_FORWARD, Policy, SourceNat, is_drop
 from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
 from natengine.rules.model import Masquerade
 from natengine.vocab import CtState, Hook, PacketMeta, Proto, Reason
@@ -169,12 +169,16 @@ class SlowPath:
         peer_port = transport.dst_port_or_icmp_id
         if ip.proto == Proto.ICMP:
             peer_port = icmp_query_port(Hook.POSTROUTING, transport.icmp_type)
+        from_inside = not _answers_a_stranger(packet)
         spec = FlowSpec(
             ip.proto, ip.src, transport.src_port_or_icmp_id, outside_ip, outside_port, ip.dst, peer_port,
-            not _answers_a_stranger(packet), meta.in_ifindex, meta.out_ifindex, 0,
+            from_inside, meta.in_ifindex, meta.out_ifindex,
+            self.policy.allow_by_interface(meta.in_ifindex, meta.out_ifindex, from_inside),
         )
-        # FORWARD, or nobody for the head's own, has let this packet pass: NEW is allowed
-        return spec._replace(allow=ALLOW_NEW | self.policy.allow_later(spec))
+        if spec.allow == ASK_FORWARD:
+            # FORWARD, or nobody for the head's own, has let this packet pass: NEW is allowed
+            spec = spec._replace(allow=ALLOW_NEW | self.policy.allow_later(spec))
+        return spec
 
 
 def _answers_a_stranger(packet: NewPacket) -> bool:

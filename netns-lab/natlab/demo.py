@@ -81,7 +81,8 @@ class Demo:
         self._step("HTTP: who does the server think it talks to, and do the bytes arrive?")
         for worker, host, address in ROUTES:
             url = f"http://{host}"
-            seen = self._lab.node(worker).run(["curl", "-sS", "-m", "20", f"{url}/whoami"], timeout=30).stdout.strip()
+            argv = ["curl", "-sS", "-m", "20", f"{url}/whoami"]
+            seen = self._lab.node(worker).run(argv, timeout=30).stdout.strip()
             self._command(f"{worker}$ curl {url}/whoami", seen)
             _expect(seen.split()[0] == address, f"{host} saw {seen}, not the uplink's address {address}")
             self._download(worker, url)
