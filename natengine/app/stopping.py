@@ -1,0 +1,45 @@
+"""SIGTERM and SIGINT, from the first moment to the last.
+
+    importing, reading files     the program ends at once: nothing has been made yet
+    starting, cleaning up        remembered: a step cut in two would leave half of it behind
+    running                      the loop is told
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+
+class StopSignals:
+    """Installs the handlers; to be made before anything that takes time."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._act = _leave
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def remember(self) -> None:
+        """From now on only remember a signal; one that has come already ends the program here."""
+        self._act = _do_nothing
+        if self.received:               # its SystemExit was lost where Python swallows exceptions, in a destructor
+            _leave()
+
+    def hand_over(self, stop: Callable[[], None] | None) -> None:
+        """From now on call `stop`, which is safe in a signal handler; None goes back to remembering."""
+        self._act = stop or _do_nothing
+        if self.received:
+            self._act()
+
+    def _handle(self, _number: int, _frame: object) -> None:
+        self.received = True
+        self._act()
+
+
+def _leave() -> None:
+    raise SystemExit(0)
+
+
+def _do_nothing() -> None:
+    pass
