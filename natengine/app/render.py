@@ -34,6 +34,7 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
                 console.print(f"-t {table} {line}", markup=False)
     console.print()
     console.print(_interfaces(status["interfaces"]))
+    console.print()
     console.print(_reasons(status["packets_by_reason"]))
 
 
@@ -45,7 +46,6 @@ def _interfaces(interfaces: list[dict[str, Any]]) -> Table:
         role = "[cyan]uplink[/]" if each["uplink"] else "inside"
         state = "up" if each["up"] else "[red]down[/]"
         table.add_row(each["name"], role, state, ", ".join(each["addresses"]) or "[red]none[/]")
-    table.add_section()
     return table
 
 
