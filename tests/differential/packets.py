@@ -1,0 +1,79 @@
+"""Packets for tests, made from nothing but struct and `wire.checksum`; scapy gives its own opinion."""
+
+from __future__ import annotations
+
+import struct
+
+from natengine.flow.records import FlowSpec
+from natengine.vocab import Hook, Proto
+from natengine.wire.checksum import checksum, pseudo_header_sum
+
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+
+
+def ipv4(
+    proto: int, src: int, dst: int, payload: bytes, *, options: bytes = b"", fragment: int = 0, ttl: int = 64
+) -> bytearray:
+    """Return an IPv4 packet with a right header checksum; `options` in multiples of 4 bytes."""
+    header_len = 20 + len(options)
+    header = struct.pack(
+        "!BBHHHBBHII",
+        0x40 | header_len // 4, 0, header_len + len(payload), 0x1234, fragment, ttl, proto, 0, src, dst,
+    )
+    packet = bytearray(header + options + payload)
+    struct.pack_into("!H", packet, 10, checksum(packet[:header_len]))
+    return packet
+
+
+def udp_payload(
+    src: int, sport: int, dst: int, dport: int, data: bytes = b"", *, no_checksum: bool = False
+) -> bytes:
+    """Return a UDP header and its data."""
+    segment = bytearray(struct.pack("!HHHH", sport, dport, 8 + len(data), 0) + data)
+    if not no_checksum:
+        value = checksum(segment, pseudo_header_sum(src, dst, Proto.UDP, len(segment)))
+        struct.pack_into("!H", segment, 6, value or 0xFFFF)
+    return bytes(segment)
+
+
+def tcp_payload(
+    src: int, sport: int, dst: int, dport: int, flags: int, data: bytes = b"", *, options: bytes = b""
+) -> bytes:
+    """Return a TCP header and its data; `options` in multiples of 4 bytes."""
+    offset = (20 + len(options)) // 4
+    header = struct.pack("!HHIIBBHHH", sport, dport, 7, 9, offset << 4, flags, 512, 0, 0)
+    segment = bytearray(header + options + data)
+    value = checksum(segment, pseudo_header_sum(src, dst, Proto.TCP, len(segment)))
+    struct.pack_into("!H", segment, 16, value)
+    return bytes(segment)
+
+
+def icmp_payload(
+    icmp_type: int, identifier: int, sequence: int = 1, data: bytes = b"", *, code: int = 0
+) -> bytes:
+    """Return an ICMP query and its data."""
+    message = bytearray(struct.pack("!BBHHH", icmp_type, code, 0, identifier, sequence) + data)
+    struct.pack_into("!H", message, 2, checksum(message))
+    return bytes(message)
+
+
+def packet_of(
+    spec: FlowSpec, hook: int, *, flags: int = ACK, data: bytes = b"", options: bytes = b"",
+    tcp_options: bytes = b"", no_checksum: bool = False, sequence: int = 1,
+) -> bytearray:
+    """Return a packet of a flow as it is before translation: leaving (POSTROUTING) or arriving."""
+    leaving = hook == Hook.POSTROUTING
+    if leaving:
+        src, sport, dst, dport = spec.inside_ip, spec.inside_port, spec.peer_ip, spec.peer_port
+    else:
+        src, sport, dst, dport = spec.peer_ip, spec.peer_port, spec.outside_ip, spec.outside_port
+    if spec.proto == Proto.UDP:
+        payload = udp_payload(src, sport, dst, dport, data, no_checksum=no_checksum)
+    elif spec.proto == Proto.TCP:
+        payload = tcp_payload(src, sport, dst, dport, flags, data, options=tcp_options)
+    elif spec.proto == Proto.ICMP:
+        icmp_type = spec.peer_port if leaving else 8 - spec.peer_port
+        payload = icmp_payload(icmp_type & 0xFF, sport if leaving else dport, sequence, data)
+    else:
+        payload = data
+    return ipv4(spec.proto, src, dst, payload, options=options)

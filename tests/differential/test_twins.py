@@ -1,0 +1,201 @@
+"""Both fast paths, driven by the same steps: same results, same bytes, same table after every step.
+
+`NATENGINE_EXAMPLES` and `NATENGINE_FUZZ_CALLS` make it as long as you like.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from typing import Any
+
+from differential.packets import packet_of
+from differential.strategies import (
+    allows,
+    any_hooks,
+    budgets,
+    damage,
+    flow_ids,
+    hooks,
+    options,
+    payloads,
+    random_bytes,
+    specs,
+    start_times,
+    tcp_flags,
+    tcp_options,
+    time_steps,
+    timeouts,
+)
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support.backends import load_both, table_config
+
+from natengine.flow.records import FlowKey, FlowSpec, Path
+
+EXAMPLES = int(os.environ.get("NATENGINE_EXAMPLES", "100"))
+FUZZ_CALLS = int(os.environ.get("NATENGINE_FUZZ_CALLS", "20000"))
+
+
+class Twins(RuleBasedStateMachine):
+    """The steps.  `self.specs` remembers what was ever installed, so that packets meet flows."""
+
+    @initialize(
+        capacity=st.integers(1, 6), start_ns=start_times, udp=timeouts, icmp=timeouts,
+        tcp=st.lists(timeouts, min_size=10, max_size=10), key=st.binary(min_size=16, max_size=16),
+    )
+    def start(self, capacity: int, start_ns: int, tcp: list[int], udp: int, icmp: int, key: bytes) -> None:
+        config = table_config(
+            capacity, tcp_timeouts_ns=tuple(tcp), udp_timeout_ns=udp, icmp_timeout_ns=icmp, hash_key=key
+        )
+        self.python, self.cython = (backend.FastPath(config) for backend in load_both())
+        self.now_ns = start_ns
+        self.specs: list[FlowSpec] = []
+
+    def both(self, method: str, *args: Any) -> Any:
+        """Call a method on both and return the one result."""
+        results = []
+        for twin in (self.python, self.cython):
+            try:
+                results.append(getattr(twin, method)(*args))
+            except KeyError as error:
+                results.append(("KeyError", *error.args))
+        assert results[0] == results[1], f"{method}{args}"
+        assert repr(results[0]) == repr(results[1]), "the same values of other types"
+        return results[0]
+
+    def translate(self, packet: bytearray, hook: int) -> int:
+        before = bytes(packet)
+        ours, theirs = bytearray(packet), bytearray(packet)
+        path = self.python.translate(ours, hook, self.now_ns)
+        assert path == self.cython.translate(theirs, hook, self.now_ns), before.hex()
+        assert ours == theirs, before.hex()
+        if path != Path.TRANSLATED:
+            assert ours == before
+        return path
+
+    @rule(spec=specs())
+    def install(self, spec: FlowSpec) -> None:
+        if self.both("install", spec, self.now_ns) >= 0:
+            self.specs.append(spec)
+
+    @rule(
+        data=st.data(), hook=hooks, flags=tcp_flags, options=options, tcp_options=tcp_options,
+        payload=payloads, no_checksum=st.booleans(), sequence=st.sampled_from((0, 1)),
+    )
+    def known_packet(self, data: st.DataObject, hook: int, flags: int, payload: bytes, **how: Any) -> None:
+        if self.specs:
+            spec = data.draw(st.sampled_from(self.specs))
+            packet = packet_of(spec, hook, flags=flags, data=payload, **how)
+            self.translate(data.draw(damage(packet)), hook)
+
+    @rule(data=st.data(), n_packets=st.integers(1, 8))
+    def conversation(self, data: st.DataObject, n_packets: int) -> None:
+        """Sound packets only, so that a connection gets somewhere."""
+        if self.specs:
+            spec = data.draw(st.sampled_from(self.specs))
+            for _ in range(n_packets):
+                hook, flags = data.draw(hooks), data.draw(st.sampled_from((2, 18, 16, 17, 4)))
+                self.translate(packet_of(spec, hook, flags=flags), hook)
+
+    @rule(packet=random_bytes, hook=any_hooks)
+    def any_bytes(self, packet: bytearray, hook: int) -> None:
+        self.translate(packet, hook)
+
+    @rule(flow_id=flow_ids, hook=any_hooks, length=st.sampled_from((0, 20, 65535, 2**32 - 1)))
+    def touch(self, flow_id: int, hook: int, length: int) -> None:
+        self.both("touch", flow_id, hook, length, self.now_ns)
+
+    @rule(flow_id=flow_ids)
+    def remove(self, flow_id: int) -> None:
+        self.both("remove", flow_id)
+
+    @rule(flow_id=flow_ids)
+    def info(self, flow_id: int) -> None:
+        self.both("info", flow_id)
+
+    @rule(data=st.data(), spec=specs(), hook=st.sampled_from((None, 0, 1, 4)))
+    def find(self, data: st.DataObject, spec: FlowSpec, hook: int | None) -> None:
+        if self.specs:
+            spec = data.draw(st.sampled_from([*self.specs, spec]))
+        for key in (spec.leaving, spec.arriving):
+            self.both("find", key if hook is None else FlowKey(hook, *key[1:]))
+
+    @rule(flow_id=flow_ids, allow=allows)
+    def approve(self, flow_id: int, allow: int) -> None:
+        self.both("approve", flow_id, allow)
+
+    @rule()
+    def invalidate(self) -> None:
+        self.both("invalidate")
+
+    @rule(budget=budgets)
+    def expire(self, budget: int) -> None:
+        self.both("expire", self.now_ns, budget)
+
+    @rule(step_ns=time_steps)
+    def time_passes(self, step_ns: int) -> None:
+        self.now_ns = max(0, self.now_ns + step_ns)
+
+    @invariant()
+    def same_table(self) -> None:
+        if hasattr(self, "python"):
+            self.both("snapshot")
+            self.both("__len__")
+            self.both("oldest_unreplied")
+
+    def teardown(self) -> None:
+        """Whatever is left ends in the same order, by eviction or by time."""
+        if hasattr(self, "python"):
+            for _ in range(2):
+                self.both("remove", self.both("oldest_unreplied"))
+            self.now_ns += 60_000_000_000_000
+            self.both("expire", self.now_ns, 100)
+            assert len(self.cython) == 0
+
+
+TestTwins = Twins.TestCase
+TestTwins.settings = settings(
+    max_examples=EXAMPLES, stateful_step_count=40, deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def test_random_bytes_leave_both_the_same() -> None:
+    """Bytes at random, and packets of known flows with bytes at random in them."""
+    rng = random.Random(20)
+    config = table_config(64)
+    python, cython = (backend.FastPath(config) for backend in load_both())
+    known = []
+    for n in range(48):
+        proto = (6, 17, 1)[n % 3]
+        spec = FlowSpec(
+            proto, 0x0A010000 + n, 40000 + n, 0xCB007101, 50000 + n, 0xCB007102, 8 if proto == 1 else 80,
+            n % 2 == 0, 3, 4, 7,
+        )
+        assert python.install(spec, 0) == cython.install(spec, 0) == n
+        known += [(packet_of(spec, hook, flags=16, data=rng.randbytes(n)), hook) for hook in (0, 4)]
+    paths = set()
+    for _ in range(FUZZ_CALLS):
+        packet, hook = rng.choice(known)
+        packet = bytearray(packet)
+        kind = rng.randrange(4)
+        if kind == 0:
+            packet = bytearray(rng.randbytes(rng.randrange(90)))
+        elif kind == 1:
+            del packet[rng.randrange(len(packet)):]
+        for _ in range(rng.randrange(4)):
+            if packet:
+                at = rng.choice((0, 2, 3, 6, 9, 32, 33, rng.randrange(90)))
+                packet[at % len(packet)] = rng.randrange(256)
+        if kind == 2 and len(packet) >= 4:
+            struct.pack_into("!H", packet, 2, rng.randrange(len(packet) + 4))
+        ours, theirs = bytearray(packet), bytearray(packet)
+        path = python.translate(ours, hook, 5)
+        assert path == cython.translate(theirs, hook, 5), packet.hex()
+        assert ours == theirs, packet.hex()
+        paths.add(Path(path))
+    assert python.snapshot() == cython.snapshot()
+    assert paths == set(Path) - {Path.STALE, Path.REFUSED_FORWARD, Path.UNCHANGED}      # all that it can
