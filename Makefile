@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test setup build lint bench clean help
+.PHONY: demo test setup lint asan bench clean help
 
 help:
 	@echo "make demo    the gateway at work in a lab of network namespaces (root)"
 	@echo "make test    all tests; those that need root and NFQUEUE are skipped without (ARGS='-k name')"
 	@echo "make setup   install what is missing, and build into $(VENV)"
-	@echo "make bench   benchmarks      make lint   ruff and mypy      make clean   remove what was built"
+	@echo "make bench   benchmarks      make lint   ruff and mypy      make asan    tests under AddressSanitizer"
+	@echo "make clean   remove what was built"
 
 demo: setup
 	@$(PY) netns-lab/lab demo
@@ -23,7 +24,7 @@ setup:
 	@$(MAKE) --no-print-directory $(VENV)/built
 
 # everything that the compiled extension, or what pip installed, was made from
-$(VENV)/built: pyproject.toml setup.py $(wildcard natengine/*.pyx natengine/*.pxd natengine/*/*.pyx)
+$(VENV)/built: pyproject.toml setup.py $(wildcard natengine/*.pyx natengine/*.pxd natengine/*/*.pyx natengine/*/*.pxd)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
@@ -32,6 +33,14 @@ lint: setup
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# the extension's tests once more, in a build that stops at the first byte read or written out of bounds
+asan: setup
+	rm -rf build/asan
+	NATENGINE_BUILD_EXT=asan $(PY) setup.py -q build --build-lib build/asan --build-temp build/asan-tmp
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	PYTHONPATH=$(CURDIR)/build/asan PYTHONDONTWRITEBYTECODE=1 NATENGINE_FUZZ_CALLS=1000000 \
+	$(VENV)/bin/pytest -q -p no:cacheprovider --timeout 900 tests/differential tests/unit/test_fastpath.py
 
 bench: setup
 	$(PY) -m pytest bench --benchmark-enable --benchmark-only $(ARGS)

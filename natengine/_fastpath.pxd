@@ -1,7 +1,8 @@
-"""What another extension may cimport: the flow table, its packet path without Python, and the small
-inline functions for the words, checksums and hashes of a packet."""
+"""What another extension may cimport: the flow table and its packet path without Python."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from natengine._wire cimport Headers, Key
 
 
 cdef enum:
@@ -9,23 +10,6 @@ cdef enum:
     TCP_SEGMENTS = 6
     WHEEL_SLOTS = 8192              # `SLOTS`; a power of two
     NOBODY = 0xFFFFFFFF             # no flow: the end of a list, or not found
-
-    HOOK_PREROUTING = 0             # `vocab.Hook`
-    HOOK_POSTROUTING = 4
-
-    IS_ICMP = 1                     # `vocab.Proto`
-    IS_TCP = 6
-    IS_UDP = 17
-
-    PATH_TRANSLATED = 1             # `flow.records.Path`
-    PATH_UNCHANGED = 2
-    PATH_MISS = 3
-    PATH_SPECIAL = 4
-    PATH_STALE = 5
-    PATH_REFUSED_STATE = 6
-    PATH_REFUSED_FORWARD = 7
-    PATH_BAD_HEADER = 8
-    PATH_TRUNCATED = 9
 
 
 cdef struct Link:                   # of an intrusive doubly linked list
@@ -70,22 +54,6 @@ cdef struct Entry:                  # of the index; two a flow
     uint32_t ref                    # flow id + 1, and in bit 0 which of its tuples; 0: free
 
 
-cdef struct Key:                    # `FlowKey`
-    uint32_t src
-    uint32_t dst
-    uint16_t src_port
-    uint16_t dst_port
-    uint8_t proto
-    uint8_t leaving                 # 1: POSTROUTING, 0: PREROUTING
-
-
-cdef struct Headers:                # where things are in a packet that was parsed
-    Key key
-    uint32_t transport_at
-    uint32_t total_len
-    uint8_t tcp_flags
-
-
 cdef class FastPath:
     cdef Flow *flows                # aligned to a cache line, inside `flows_memory`
     cdef void *flows_memory
@@ -107,8 +75,14 @@ cdef class FastPath:
     cdef uint8_t segment_of_flags[256]
 
     # Whole packet path of a known flow; returns a Path.  `data` need not be aligned; nothing behind
-    # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call it.
+    # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call these.
     cdef int translate_at(self, uint8_t *data, size_t length, int hook, int64_t now_ns) noexcept nogil
+
+    # The same in three steps, for a batch: each step asks for the memory that the next one needs, so
+    # that the packets of a batch wait for it together and not one after the other.
+    cdef int prepare(self, const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil
+    cdef void fetch(self, const Headers *headers) noexcept nogil
+    cdef int finish(self, uint8_t *data, const Headers *headers, int64_t now_ns) noexcept nogil
 
     cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil
     cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil
@@ -119,49 +93,6 @@ cdef class FastPath:
     cdef void drop(self, uint32_t flow_id) noexcept nogil
     cdef bint exists(self, int64_t flow_id) noexcept nogil
     cdef object describe(self, uint32_t flow_id)
-
-
-# ── bytes ────────────────────────────────────────────────────────────────────────────────────────
-# Byte by byte: right on any alignment and byte order, and the compiler makes one load of it.
-
-cdef inline uint16_t load16(const uint8_t *at) noexcept nogil:
-    return <uint16_t>(<uint32_t>at[0] << 8 | at[1])
-
-
-cdef inline uint32_t load32(const uint8_t *at) noexcept nogil:
-    return <uint32_t>at[0] << 24 | <uint32_t>at[1] << 16 | <uint32_t>at[2] << 8 | at[3]
-
-
-cdef inline void store16(uint8_t *at, uint16_t value) noexcept nogil:
-    at[0] = <uint8_t>(value >> 8)
-    at[1] = <uint8_t>value
-
-
-cdef inline void store32(uint8_t *at, uint32_t value) noexcept nogil:
-    at[0] = <uint8_t>(value >> 24)
-    at[1] = <uint8_t>(value >> 16)
-    at[2] = <uint8_t>(value >> 8)
-    at[3] = <uint8_t>value
-
-
-# ── checksums (RFC 1624) ─────────────────────────────────────────────────────────────────────────
-
-cdef inline uint16_t fold(uint32_t total) noexcept nogil:
-    total = (total & 0xFFFF) + (total >> 16)
-    return <uint16_t>((total & 0xFFFF) + (total >> 16))
-
-
-cdef inline uint32_t difference16(uint16_t old, uint16_t new) noexcept nogil:
-    return <uint16_t>~old + <uint32_t>new
-
-
-cdef inline uint32_t difference32(uint32_t old, uint32_t new) noexcept nogil:
-    return difference16(<uint16_t>(old >> 16), <uint16_t>(new >> 16)) + difference16(<uint16_t>old, <uint16_t>new)
-
-
-cdef inline uint16_t update(uint16_t value, uint32_t change) noexcept nogil:
-    """Equation 3.  At most 7 words are added, so two folds are enough."""
-    return <uint16_t>~fold(<uint16_t>~value + change)
 
 
 # ── hash ─────────────────────────────────────────────────────────────────────────────────────────

@@ -5,7 +5,7 @@ from typing import Final, final
 from natengine._fastpath_py import TableConfig as TableConfig
 from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
 
-__all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig"]
+__all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
 BACKEND: str
 FULL: Final[int]
@@ -14,6 +14,7 @@ SLOTS: Final[int]
 TAKEN: Final[int]
 TICK_NS: Final[int]
 
+def complete_checksum(packet: bytearray) -> None: ...
 @final
 class FastPath:
     def __new__(cls, config: TableConfig) -> FastPath: ...

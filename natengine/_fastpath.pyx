@@ -31,11 +31,17 @@ from libc.stdint cimport (
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from natengine._wire cimport (
+    HOOK_POSTROUTING, HOOK_PREROUTING, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
+    PATH_REFUSED_STATE, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Key,
+    complete_transport_checksum, parse_untrusted, rewrite,
+)
+
 from natengine._fastpath_py import FULL, NOT_FOUND, SLOTS, TAKEN, TICK_NS, TableConfig
 from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
 from natengine.flow.tcp_state import SEGMENTS, STATES
 
-__all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig"]
+__all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
 BACKEND = "cython"
 
@@ -53,14 +59,28 @@ cdef enum:
     ALLOW_ORIGINAL = 2
     ALLOW_REPLY = 4
 
-    ECHO_REPLY = 0
-    ECHO_REQUEST = 8
-
     # a constant that does not compile unless a record is two cache lines
     RECORD_IS_TWO_CACHE_LINES = 1 / (sizeof(Flow) == 2 * CACHE_LINE)
 
 if (TCP_STATES, TCP_SEGMENTS, WHEEL_SLOTS, NS_PER_TICK) != (STATES, SEGMENTS, SLOTS, TICK_NS):
     raise ImportError("_fastpath was compiled for other tables: build it again")
+
+
+cdef extern from *:
+    """
+    #define prefetch(address) __builtin_prefetch(address)
+    """
+    void prefetch(const void *address) noexcept nogil
+
+
+def complete_checksum(packet: bytearray) -> None:
+    """Compute, in place, the TCP or UDP checksum of a packet whose sender left it to the hardware.
+
+    A later fragment, a packet that is not whole and any other protocol have none: they stay as they are.
+    """
+    if not PyByteArray_Check(packet):
+        raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
+    complete_transport_checksum(<uint8_t *>PyByteArray_AS_STRING(packet), <size_t>PyByteArray_GET_SIZE(packet))
 
 
 # ── lists through the records ────────────────────────────────────────────────────────────────────
@@ -85,118 +105,6 @@ cdef inline void unlink(Flow *flows, Queue *queue, int by, uint32_t flow_id) noe
         queue.last = link.before
     else:
         flows[link.after].links[by].before = link.before
-
-
-# ── packets ──────────────────────────────────────────────────────────────────────────────────────
-
-cdef inline int parse_untrusted(const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil:
-    """Fill `out` and return 0, or return the Path of a packet that is not for us.
-
-    After 0 every offset up to the end of the minimal transport header lies within `length`.
-    """
-    if length < 20:
-        return PATH_TRUNCATED
-    out.transport_at = (data[0] & 15) * 4
-    out.total_len = load16(data + 2)
-    if data[0] >> 4 != 4 or out.transport_at < 20 or out.total_len < out.transport_at:
-        return PATH_BAD_HEADER
-    if out.total_len > length:
-        return PATH_TRUNCATED
-    out.key.proto = data[9]
-    if load16(data + 6) & 0x3FFF:       # more fragments, or an offset
-        return PATH_SPECIAL
-    out.key.src = load32(data + 12)
-    out.key.dst = load32(data + 16)
-    out.key.leaving = hook == HOOK_POSTROUTING
-    cdef int path
-    if out.key.proto == IS_TCP or out.key.proto == IS_UDP:
-        path = parse_ports(data + out.transport_at, out.total_len - out.transport_at, out)
-    elif out.key.proto == IS_ICMP:
-        path = parse_echo(data + out.transport_at, out.total_len - out.transport_at, out)
-    else:
-        return PATH_SPECIAL
-    if path == 0 and hook != HOOK_POSTROUTING and hook != HOOK_PREROUTING:
-        return PATH_MISS                # no flow has a tuple of another hook
-    return path
-
-
-cdef inline int parse_ports(const uint8_t *transport, uint32_t room, Headers *out) noexcept nogil:
-    cdef uint32_t announced
-    out.tcp_flags = 0
-    if out.key.proto == IS_TCP:
-        if room < 20:
-            return PATH_BAD_HEADER
-        announced = (transport[12] >> 4) * 4
-        if announced < 20 or announced > room:
-            return PATH_BAD_HEADER
-        out.tcp_flags = transport[13]
-    else:
-        if room < 8:
-            return PATH_BAD_HEADER
-        announced = load16(transport + 4)
-        if announced < 8 or announced > room:
-            return PATH_BAD_HEADER
-    out.key.src_port = load16(transport)
-    out.key.dst_port = load16(transport + 2)
-    return 0
-
-
-cdef inline int parse_echo(const uint8_t *transport, uint32_t room, Headers *out) noexcept nogil:
-    """The identifier is the inside's port; the type that the inside sends stands for the peer's."""
-    if room < 8:
-        return PATH_BAD_HEADER
-    cdef uint8_t icmp_type = transport[0]
-    if icmp_type != ECHO_REPLY and icmp_type != ECHO_REQUEST:
-        return PATH_SPECIAL
-    out.tcp_flags = 0
-    out.key.src_port = out.key.dst_port = load16(transport + 4)
-    if out.key.leaving:
-        out.key.dst_port = icmp_type
-    else:
-        out.key.src_port = ECHO_REQUEST + ECHO_REPLY - icmp_type
-    return 0
-
-
-cdef inline void rewrite(uint8_t *data, const Headers *headers, uint32_t new_ip, uint16_t new_port) noexcept nogil:
-    """Write one endpoint (a leaving packet's source, an arriving one's destination) and the checksums."""
-    cdef bint leaving = headers.key.leaving
-    cdef uint8_t *transport = data + headers.transport_at
-    cdef uint32_t change = difference32(headers.key.src if leaving else headers.key.dst, new_ip)
-    store32(data + (12 if leaving else 16), new_ip)
-    store16(data + 10, update(load16(data + 10), change))
-    if headers.key.proto == IS_ICMP:
-        rewrite_echo(transport, headers.total_len - headers.transport_at, new_port)
-        return
-    cdef uint8_t *port = transport + (0 if leaving else 2)
-    change += difference16(load16(port), new_port)
-    store16(port, new_port)
-    cdef uint8_t *checksum = transport + (16 if headers.key.proto == IS_TCP else 6)
-    cdef uint16_t value = load16(checksum)
-    if headers.key.proto == IS_UDP:
-        if value == 0:                  # the sender computed none (RFC 768)
-            return
-        value = update(value, change)
-        if value == 0:                  # 0 would mean "none"
-            value = 0xFFFF
-    else:
-        value = update(value, change)
-    store16(checksum, value)
-
-
-cdef void rewrite_echo(uint8_t *transport, uint32_t size, uint16_t new_id) noexcept nogil:
-    """Write an identifier.  The ICMP checksum has no pseudo-header: without a change it stays."""
-    cdef uint16_t old_id = load16(transport + 4)
-    if old_id == new_id:
-        return
-    cdef uint16_t value = update(load16(transport + 2), difference16(old_id, new_id))
-    store16(transport + 2, value)
-    store16(transport + 4, new_id)
-    cdef uint32_t at
-    if value == 0 and transport[0] == ECHO_REPLY:
-        for at in range(size):
-            if transport[at]:
-                return
-        store16(transport + 2, 0xFFFF)  # all zeros: the one case where the other zero is right
 
 
 @cython.final
@@ -257,10 +165,32 @@ A flow table of fixed capacity and the packet path over it.
 
     cdef int translate_at(self, uint8_t *data, size_t length, int hook, int64_t now_ns) noexcept nogil:
         cdef Headers headers
-        cdef int path = parse_untrusted(data, length, hook, &headers)
-        if path:
-            return path
-        cdef uint32_t flow_id = self.lookup(&headers.key, hash_of(&headers.key, self.hash_key))
+        cdef int path = self.prepare(data, length, hook, &headers)
+        return path if path else self.finish(data, &headers, now_ns)
+
+    cdef int prepare(self, const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil:
+        """Parse and hash, and ask for the index entry; 0, or the Path of a packet that is not for us."""
+        cdef int path = parse_untrusted(data, length, hook, out)
+        if path == 0:
+            out.tag = hash_of(&out.key, self.hash_key)
+            prefetch(&self.index[out.tag & self.index_mask])
+        return path
+
+    cdef void fetch(self, const Headers *headers) noexcept nogil:
+        """Ask for the record that the index has under this hash, if it has one."""
+        cdef uint32_t at = headers.tag & self.index_mask
+        cdef Flow *flow
+        while self.index[at].ref:
+            if self.index[at].tag == headers.tag:
+                flow = &self.flows[(self.index[at].ref >> 1) - 1]
+                prefetch(flow)
+                prefetch(<uint8_t *>flow + CACHE_LINE)
+                return
+            at = (at + 1) & self.index_mask
+
+    cdef int finish(self, uint8_t *data, const Headers *headers, int64_t now_ns) noexcept nogil:
+        """Find the flow, and do to it and to the packet what `translate` does."""
+        cdef uint32_t flow_id = self.lookup(&headers.key, headers.tag)
         if flow_id == NOBODY:
             return PATH_MISS
         cdef Flow *flow = &self.flows[flow_id]
@@ -282,9 +212,9 @@ A flow table of fixed capacity and the packet path over it.
         if flow.inside_ip == flow.outside_ip and flow.inside_port == flow.outside_port:
             return PATH_UNCHANGED
         if leaving:
-            rewrite(data, &headers, flow.outside_ip, flow.outside_port)
+            rewrite(data, headers, flow.outside_ip, flow.outside_port)
         else:
-            rewrite(data, &headers, flow.inside_ip, flow.inside_port)
+            rewrite(data, headers, flow.inside_ip, flow.inside_port)
         return PATH_TRANSLATED
 
     def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None:

@@ -33,15 +33,14 @@ from natengine.vocab import Hook, Proto
 from natengine.wire.ipv4 import (
     ICMP_ECHO_REPLY,
     ICMP_ECHO_REQUEST,
-    TRANSPORT_CHECKSUM,
     Ipv4Fields,
     Transport,
     parse_ipv4_untrusted,
     parse_transport_untrusted,
 )
-from natengine.wire.rewrite import put16, rewrite_destination, rewrite_source
+from natengine.wire.rewrite import complete_checksum, rewrite_destination, rewrite_source
 
-__all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig"]
+__all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
 BACKEND = "python"
 
@@ -215,18 +214,10 @@ class FastPath:
         self._note(flow, is_reply, ip.total_len, now_ns)
         if spec.inside_ip == spec.outside_ip and spec.inside_port == spec.outside_port:
             return Path.UNCHANGED
-        port = transport.src_port_or_icmp_id if hook == Hook.POSTROUTING else transport.dst_port_or_icmp_id
-        new_port = spec.outside_port if hook == Hook.POSTROUTING else spec.inside_port
-        # an ICMP checksum has no pseudo-header: where the identifier stays, so does the checksum
-        keep = ip.proto == Proto.ICMP and port == new_port
         if hook == Hook.POSTROUTING:
-            rewrite_source(packet, ip, spec.outside_ip, None if keep else new_port)
+            rewrite_source(packet, ip, spec.outside_ip, spec.outside_port)
         else:
-            rewrite_destination(packet, ip, spec.inside_ip, None if keep else new_port)
-        if ip.proto == Proto.ICMP and not keep and not any(packet[ip.header_len:ip.total_len]):
-            # An echo reply that is now all zeros.  One's complement has two zeros: RFC 1624 comes to
-            # the checksum 0, but the receiver's sum over nothing but zeros would be 0, not 0xFFFF.
-            put16(packet, ip.header_len + TRANSPORT_CHECKSUM[Proto.ICMP], 0xFFFF)
+            rewrite_destination(packet, ip, spec.inside_ip, spec.inside_port)
         return Path.TRANSLATED
 
     def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None:

@@ -29,9 +29,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from natengine._fastpath cimport (
-    IS_TCP, IS_UDP, PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED,
-    FastPath, load16, store16,
+from natengine._fastpath cimport FastPath
+from natengine._wire cimport (
+    PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers,
+    complete_transport_checksum,
 )
 
 import os
@@ -52,6 +53,8 @@ cdef enum:
 
 
 cdef struct Packet:                     # one message, parsed
+    Headers headers                     # of the packet in it, once the table has looked at them
+    int path                            # 0: the table has yet to be asked
     uint32_t packet_id                  # network order, as it goes back
     int hook
     uint32_t in_ifindex
@@ -74,53 +77,9 @@ cdef inline uint32_t be32(const uint8_t *at) noexcept nogil:
     return ntohl(word)
 
 
-cdef inline uint64_t sum_bytes(const uint8_t *data, size_t length) noexcept nogil:
-    """RFC 1071, in the machine's byte order, four bytes at a time: the compiler makes vectors of it."""
-    cdef uint64_t total = 0
-    cdef uint32_t word
-    cdef size_t at
-    cdef size_t words = length // 4
-    for at in range(words):
-        memcpy(&word, data + 4 * at, 4)
-        total += word
-    word = 0
-    memcpy(&word, data + 4 * words, length & 3)
-    return total + word
-
-
-cdef inline uint16_t folded(uint64_t total) noexcept nogil:
-    total = (total & 0xFFFFFFFFu) + (total >> 32)
-    total = (total & 0xFFFFFFFFu) + (total >> 32)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    return <uint16_t>((total & 0xFFFF) + (total >> 16))
-
-
-cdef void complete_checksum(uint8_t *data, uint32_t length) noexcept nogil:
-    """Compute the TCP or UDP checksum of a whole packet that has none yet.
-
-    A packet that is not one, or is not whole, is left alone: it has no checksum to complete.
-    """
-    if length < 20 or data[0] >> 4 != 4:
-        return
-    cdef uint32_t start = (data[0] & 15) * 4
-    cdef uint32_t total_len = load16(data + 2)
-    cdef uint32_t at
-    if data[9] == IS_TCP:
-        at = start + 16
-    elif data[9] == IS_UDP:
-        at = start + 6
-    else:
-        return
-    if start < 20 or total_len > length or at + 2 > total_len or load16(data + 6) & 0x3FFF:
-        return
-    store16(data + at, 0)
-    cdef uint64_t total = sum_bytes(data + 12, 8) + sum_bytes(data + start, total_len - start)
-    total += htons(data[9]) + <uint64_t>htons(<uint16_t>(total_len - start))
-    cdef uint16_t value = <uint16_t>~folded(total)
-    if value == 0 and data[9] == IS_UDP:
-        value = 0xFFFF
-    memcpy(data + at, &value, 2)
+cdef inline bint lacks_checksum(const Packet *packet) noexcept nogil:
+    """Whether nobody but us will compute the packet's L4 checksum."""
+    return packet.skb_info & (NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO) == NFQA_SKB_CSUMNOTREADY
 
 
 cdef class TableLock:
@@ -167,6 +126,7 @@ cdef class BatchedQueue:
     cdef mmsghdr messages[BATCH]
     cdef iovec receive[BATCH]
     cdef iovec verdicts[BATCH]
+    cdef Packet work[BATCH]
     cdef uint32_t verdict_count
     cdef size_t verdict_bytes
     cdef uint64_t settled[PATHS]
@@ -251,38 +211,55 @@ cdef class BatchedQueue:
         return 0
 
     cdef void batch(self, int received, int64_t now) noexcept nogil:
-        """Settle a batch and send its verdicts."""
-        cdef int i
-        pthread_mutex_lock(&self.lock.mutex)
+        """Settle a batch and send its verdicts.
+
+        The table is asked in three rounds, so that the memory which all its packets need is on its
+        way together: with many flows a packet's time is spent waiting for it.
+        """
+        cdef int i, count = 0
+        cdef Packet *packet
         for i in range(received):
-            self.message(<uint8_t *>self.receive[i].iov_base, self.messages[i].msg_len, now)
+            count += self.read(<uint8_t *>self.receive[i].iov_base, self.messages[i].msg_len, &self.work[count])
+        pthread_mutex_lock(&self.lock.mutex)
+        for i in range(count):
+            packet = &self.work[i]
+            packet.path = self.table.prepare(packet.payload, packet.length, packet.hook, &packet.headers)
+        for i in range(count):
+            if self.work[i].path == 0:
+                self.table.fetch(&self.work[i].headers)
+        for i in range(count):
+            self.settle_one(&self.work[i], now)
         pthread_mutex_unlock(&self.lock.mutex)
         self.send()
 
-    cdef void message(self, uint8_t *data, uint32_t length, int64_t now) noexcept nogil:
-        """Deal with one message from the kernel: usually a packet, sometimes an error."""
-        cdef Packet packet
-        cdef nlmsghdr *header = <nlmsghdr *>data
+    cdef bint read(self, uint8_t *data, uint32_t length, Packet *packet) noexcept nogil:
+        """Read one message from the kernel; 0 if it is not a packet but, mostly, an error."""
         if length < sizeof(nlmsghdr):
-            return
-        if header.nlmsg_type != (NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET):
-            self.errors += header.nlmsg_type == NLMSG_ERROR
-            return
-        if not parse(data, length, &packet):
+            return False
+        if (<nlmsghdr *>data).nlmsg_type != (NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET):
+            self.errors += (<nlmsghdr *>data).nlmsg_type == NLMSG_ERROR
+            return False
+        if not parse(data, length, packet):
             self.errors += 1
-            return
+            return False
         self.packets += 1
-        cdef int path = self.table.translate_at(packet.payload, packet.length, packet.hook, now)
+        return True
+
+    cdef void settle_one(self, Packet *packet, int64_t now) noexcept nogil:
+        """Let the table, or Python, decide about a packet, and write its verdict."""
+        cdef int path = packet.path
+        if path == 0:
+            path = self.table.finish(packet.payload, &packet.headers, now)
         cdef bint rewritten = path == PATH_TRANSLATED
         cdef bint accepted = rewritten or path == PATH_UNCHANGED
         if path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE:
             with gil:
-                accepted, rewritten = self.ask(path, &packet, now)
+                accepted, rewritten = self.ask(path, packet, now)
         else:
             self.settled[path] += 1
-            if rewritten and packet.skb_info & (NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO) == NFQA_SKB_CSUMNOTREADY:
-                complete_checksum(packet.payload, packet.length)
-        self.verdict(&packet, accepted, rewritten)
+            if rewritten and lacks_checksum(packet):
+                complete_transport_checksum(packet.payload, packet.length)
+        self.verdict(packet, accepted, rewritten)
 
     cdef (bint, bint) ask(self, int path, Packet *packet, int64_t now) noexcept:
         """Let Python decide; returns whether to accept, and whether the packet was rewritten.
@@ -291,8 +268,8 @@ cdef class BatchedQueue:
         first.  (Of a GSO packet the kernel will compute it, whatever stands there.)
         """
         cdef bytearray copy
-        if packet.skb_info & (NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO) == NFQA_SKB_CSUMNOTREADY:
-            complete_checksum(packet.payload, packet.length)
+        if lacks_checksum(packet):
+            complete_transport_checksum(packet.payload, packet.length)
         try:
             copy = PyByteArray_FromStringAndSize(<char *>packet.payload, packet.length)
             verdict, rewritten = self.settle(

@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from natengine.adapters import _nfqueue
 from natengine.adapters.base import IoStats, Settle, no_queue, queue_taken
@@ -33,6 +34,7 @@ COPY_RANGE = 65531                  # the longest payload that fits into a netli
 QUEUE_LENGTH = 8192                 # packets the kernel holds for us before it drops
 RECEIVE_BUFFER = 64 << 20           # bytes; a message of 64 KiB counts for more than its size
 SEND_BUFFER = 8 << 20
+QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")      # all of the namespace: number, owner, …
 ROUND_S = 3600.0                    # an extra thread's turn; it ends earlier only when told to
 
 
@@ -42,7 +44,10 @@ def open_queue(queue_num: int) -> socket.socket:
     Raises:
         HostError: Not root, no NFQUEUE in this kernel, or the queue belongs to another program.
     """
-    link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    try:
+        link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+    except OSError as error:
+        raise HostError(no_queue(error)) from None
     try:
         link.bind((0, 0))
         link.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
@@ -78,9 +83,17 @@ def _configure(link: socket.socket, queue_num: int, *attributes: int | bytes) ->
 
 
 def _explain(error: OSError, queue_num: int) -> str:
-    if error.errno in (errno.EBUSY, errno.EEXIST):
+    # Somebody else's queue is EPERM, and so is a lack of CAP_NET_ADMIN.
+    if error.errno in (errno.EBUSY, errno.EEXIST) or (error.errno == errno.EPERM and _is_bound(queue_num)):
         return queue_taken(queue_num)
     return no_queue(error)
+
+
+def _is_bound(queue_num: int) -> bool:
+    try:
+        return any(int(line.split()[0]) == queue_num for line in QUEUES.read_text().splitlines())
+    except OSError:
+        return False
 
 
 class BatchedIO:

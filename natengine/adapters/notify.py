@@ -23,7 +23,7 @@ def notify(*states: str) -> bool:
 
 def watchdog_interval_s() -> float | None:
     """Return how often the service manager wants to hear WATCHDOG=1 (half of what it allows), or None."""
-    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    if (os.environ.get("WATCHDOG_PID") or str(os.getpid())) != str(os.getpid()):
         return None                             # it is our parent's
     text = os.environ.get("WATCHDOG_USEC", "")
     return int(text) / 2_000_000 if text.isdigit() and int(text) else None

@@ -24,11 +24,22 @@ def ask(run_dir: Path, command: str, **arguments: object) -> dict[str, Any]:
         ControlError: No engine answers there, or this user may not ask it.
         ConfigError: The engine refused, for the reason that the exception carries.
     """
-    path = run_dir / SOCKET_NAME
+    request = json.dumps({"command": command, **arguments}).encode() + b"\n"
+    answer = _exchange(run_dir / SOCKET_NAME, request)
+    if answer.get("ok"):
+        return answer
+    raise _KINDS.get(str(answer.get("kind")), ControlError)(str(answer.get("error", "no reason given")))
+
+
+def _exchange(path: Path, request: bytes) -> dict[str, Any]:
+    """Send a line and return the one that comes back, read."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(PATIENCE_S)
         try:
             link.connect(str(path))
+            link.sendall(request)
+            with link.makefile("rb") as stream:
+                line = stream.readline()
         except (FileNotFoundError, ConnectionRefusedError):
             raise ControlError(
                 f"no engine is running on {path}; start one (natengine run), or name another "
@@ -36,17 +47,16 @@ def ask(run_dir: Path, command: str, **arguments: object) -> dict[str, Any]:
             ) from None
         except PermissionError:
             raise ControlError(f"permission denied on {path}: you must be root") from None
-        link.sendall(json.dumps({"command": command, **arguments}).encode() + b"\n")
-        answer = _read_answer(link)
-    if answer.get("ok"):
-        return answer
-    raise _KINDS.get(str(answer.get("kind")), ControlError)(str(answer.get("error", "no reason given")))
-
-
-def _read_answer(link: socket.socket) -> dict[str, Any]:
-    with link.makefile("rb") as stream:
-        line = stream.readline()
+        except TimeoutError:
+            raise ControlError(f"the engine on {path} has not answered for {PATIENCE_S} s") from None
+        except OSError as error:
+            raise ControlError(f"cannot talk to an engine on {path}: {error.strerror or error}") from None
     if not line:
         raise ControlError("the engine hung up without an answer; see its log")
-    answer: dict[str, Any] = json.loads(line)
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise ControlError(f"what answers on {path} is not natengine, or it was cut short")
     return answer

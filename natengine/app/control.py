@@ -102,12 +102,14 @@ class ControlServer:
         try:
             request = json.loads(line)
             handler = self._commands[request["command"]]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return _refusal(ConfigError(f"not a request: {line[:80]!r}"))
         try:
             return {"ok": True, **handler(request)}
         except NatengineError as error:
             return _refusal(error)
+        except TimeoutError:
+            return _refusal(ControlError("the engine is busy and has not got round to it; it may do so later"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             return _refusal(ConfigError(f"request {request.get('command')!r}: {type(error).__name__}: {error}"))
 

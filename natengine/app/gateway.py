@@ -134,7 +134,13 @@ class Gateway:
             return NetfilterQueueIO(config.queue_num, self._decide)
         if self.backend != "cython":
             raise ConfigError(f"--io batched needs the compiled fast path, but NATENGINE_FASTPATH is {config.fastpath}")
-        from natengine.adapters.batched import BatchedIO    # an extension: not everybody has built it
+        try:
+            from natengine.adapters.batched import BatchedIO    # an extension: not everybody has built it
+        except ImportError as error:
+            raise HostError(
+                f"the batched adapter cannot be loaded ({error}); build it with `pip install .`, "
+                "or say --io netfilterqueue"
+            ) from error
 
         return BatchedIO(
             config.queue_num, fast, self._settle, queue_count=config.queue_count, busy_poll_us=config.busy_poll_us

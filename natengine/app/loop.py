@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 
 from natengine.adapters.base import PacketIO
 from natengine.adapters.clock import now_ns
+from natengine.errors import ControlError
 
 T = TypeVar("T")
 
 EXPIRE_EVERY_NS = 250_000_000
 EXPIRE_BUDGET = 4096                # flows looked at in one go: some milliseconds in Python
+STOPPING = "the engine is stopping"
 
 
 class Loop:
@@ -34,6 +36,7 @@ class Loop:
         self._tasks: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._running = True
+        self._closed = False
         self._timers: list[tuple[int, Callable[[], None]]] = []
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._run_tasks)
 
@@ -48,10 +51,15 @@ class Loop:
     def call(self, function: Callable[[], T]) -> T:
         """Run `function` between two batches of packets; from any other thread.
 
-        Raises whatever the function raises.
+        Raises whatever the function raises; TimeoutError if its turn has not come after 30 s; or
+
+        Raises:
+            ControlError: The loop has been closed.
         """
         result: Future[T] = Future()
         self._tasks.put((function, result))
+        if self._closed:                # set before the queue is emptied: one of the two sees the task
+            raise ControlError(STOPPING)
         self._wake()
         return result.result(timeout=30)
 
@@ -82,8 +90,9 @@ class Loop:
     def close(self) -> None:
         """Close what the loop itself opened; tasks that still wait are told."""
         signal.set_wakeup_fd(-1)
+        self._closed = True
         while not self._tasks.empty():
-            self._tasks.get()[1].set_exception(RuntimeError("the engine is stopping"))
+            self._tasks.get()[1].set_exception(ControlError(STOPPING))
         self._selector.close()
         os.close(self._wake_read)
         os.close(self._wake_write)

@@ -86,11 +86,12 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
-    except OSError as error:
+    except (OSError, UnicodeEncodeError) as error:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        why = error.strerror if isinstance(error, OSError) else f"a comment in the rules is no text ({error})"
+        raise ConfigError(f"cannot write {path}: {why}") from None
 
 
 # ── names, as the C library knows them ──────────────────────────────────────────────────────────

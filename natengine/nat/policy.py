@@ -7,8 +7,9 @@ POSTROUTING make of its source?
 FORWARD is asked for every packet in the kernel.  Here the answers for the three kinds of packet of
 a flow (`Allow`) are worked out when it begins and kept with it, so that a known flow costs nothing;
 a rule change makes every flow ask again.  That is the same thing as long as FORWARD matches what
-all packets of one kind share (interfaces, addresses, ports, state).  Limit: TCP flags and the
-length, which differ within a kind, are those of the first packet for NEW, and none for the rest.
+all packets of one kind share (interfaces, addresses, ports, state).  Limit: TCP flags differ within
+a kind; they are those of the packet for the one that begins a flow, and what nearly all others
+have for the rest: SYN while no reply has been seen, ACK afterwards.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from natengine.flow.records import Allow, FlowSpec
+from natengine.flow.tcp_state import ACK, SYN
 from natengine.nat.interfaces import InterfaceTable
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, compile_chain
@@ -154,8 +156,12 @@ class Policy:
                 *names, source[0], destination[0], spec.proto,
                 icmp_type=ICMP_ECHO_REQUEST if from_opener else ICMP_ECHO_REPLY, icmp_code=0, ctstate=state,
             )
+        flags = NO_FIELD
+        if spec.proto == Proto.TCP:
+            flags = SYN if state is CtState.NEW else ACK
         return PacketFacts(
-            *names, source[0], destination[0], spec.proto, source[1], destination[1], ctstate=state
+            *names, source[0], destination[0], spec.proto, source[1], destination[1],
+            tcp_flags=flags, ctstate=state,
         )
 
     def postrouting(self, facts: PacketFacts) -> Outcome:

@@ -6,9 +6,17 @@ the packet quoted by an ICMP error all come here.
 
 from __future__ import annotations
 
+from natengine.errors import BadPacket
 from natengine.vocab import Proto
-from natengine.wire.checksum import difference, update
-from natengine.wire.ipv4 import IP_CHECKSUM, IP_DST, IP_SRC, TRANSPORT_CHECKSUM, Ipv4Fields
+from natengine.wire.checksum import checksum, difference, pseudo_header_sum, update
+from natengine.wire.ipv4 import (
+    IP_CHECKSUM,
+    IP_DST,
+    IP_SRC,
+    TRANSPORT_CHECKSUM,
+    Ipv4Fields,
+    parse_ipv4_untrusted,
+)
 
 ICMP_IDENTIFIER = 4                 # offset in the ICMP header
 
@@ -61,6 +69,8 @@ def _rewrite(
     else:
         transport_change = address_change
     old_port = get16(packet, start + port_at)
+    if ip.proto == Proto.ICMP and old_port == new_port:
+        return change                              # nothing that its checksum covers has changed
     put16(packet, start + port_at, new_port)
     port_change = difference(0, 0, old_port, new_port)
     change += port_change
@@ -71,7 +81,38 @@ def _rewrite(
     if ip.proto == Proto.UDP and old_sum == 0:     # the sender computed none (RFC 768)
         return change
     new_sum = update(old_sum, transport_change + port_change)
-    if ip.proto == Proto.UDP and new_sum == 0:     # 0 would mean "none"
-        new_sum = 0xFFFF
+    if new_sum == 0 and (ip.proto == Proto.UDP or _is_zero_echo(packet, ip, start)):
+        new_sum = 0xFFFF                           # in UDP 0 would mean "none"
     put16(packet, sum_at, new_sum)
     return change + difference(0, 0, old_sum, new_sum)
+
+
+def _is_zero_echo(packet: bytearray, ip: Ipv4Fields, start: int) -> bool:
+    """Whether this is an ICMP message of nothing but zeros, its old checksum aside.
+
+    One's complement has two zeros: RFC 1624 comes to the checksum 0 for an echo reply of zeros, but
+    the receiver's sum over nothing but zeros would be 0, not 0xFFFF.
+    """
+    rest = start + TRANSPORT_CHECKSUM[Proto.ICMP] + 2
+    return ip.proto == Proto.ICMP and not any(packet[start:rest - 2]) and not any(packet[rest:ip.total_len])
+
+
+def complete_checksum(packet: bytearray) -> None:
+    """Compute, in place, the TCP or UDP checksum of a packet whose sender left it to the hardware.
+
+    A later fragment, a packet that is not whole and any other protocol have none: they stay as they are.
+    """
+    try:
+        ip = parse_ipv4_untrusted(packet)
+    except BadPacket:
+        return
+    length = ip.total_len - ip.header_len
+    if ip.is_fragment or ip.proto not in (Proto.TCP, Proto.UDP):
+        return
+    sum_at = ip.header_len + TRANSPORT_CHECKSUM[Proto(ip.proto)]
+    if sum_at + 2 > ip.total_len:
+        return
+    put16(packet, sum_at, 0)
+    pseudo = pseudo_header_sum(ip.src, ip.dst, ip.proto, length)
+    value = checksum(packet[ip.header_len:ip.total_len], pseudo)
+    put16(packet, sum_at, 0xFFFF if value == 0 and ip.proto == Proto.UDP else value)
