@@ -84,7 +84,8 @@ class NetfilterQueueIO:
         """
         self._decide = decide
         self.queues = (queue_num, queue_num)
-        self.lock: AbstractContextManager[object] = contextlib.nullcontext()        # everything happens in the thread that calls `serve`
+        # nothing to lock: everything happens in the thread that calls `serve`
+        self.lock: AbstractContextManager[object] = contextlib.nullcontext()
         try:
             self._queue = NetfilterQueue()
         except OSError as error:

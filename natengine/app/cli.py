@@ -122,7 +122,7 @@ def _run(words: list[str], run_dir: Path) -> int:
         help="capacity of the connection table (%(default)s)",
     )
     parser.add_argument(
-        "--queue-num", type=_number(0, 65535), default=DEFAULT_QUEUE, metavar="N", help=f"NFQUEUE number ({DEFAULT_QUEUE})"
+        "--queue-num", type=_number(0, 65535), default=DEFAULT_QUEUE, metavar="N", help="NFQUEUE number (%(default)s)"
     )
     options = parser.parse_args(words)
     rules = daemon.RulesFile(options.rules or _rules_path(), required=options.rules is not None)

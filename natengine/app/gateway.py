@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ class GatewayConfig:
     busy_poll_us: int = 0
     io: str = "auto"
     fastpath: str = "auto"
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
 
 
 def make_fast_path(choice: str, settings: Settings) -> tuple[str, FastPath]:
@@ -73,7 +73,9 @@ def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
                 f"uplink {pattern}: no such interface; create it first or correct the rule (ip link shows them all)"
             )
         elif not any(each.addresses for each in found):
-            problems.append(f"uplink {pattern} has no IPv4 address; give it one: ip address add A.B.C.D/LEN dev {pattern}")
+            problems.append(
+                f"uplink {pattern} has no IPv4 address; give it one: ip address add A.B.C.D/LEN dev {pattern}"
+            )
     return problems
 
 
@@ -95,7 +97,7 @@ class Gateway:
         self.started_ns = now_ns()
         self.backend, fast = make_fast_path(config.fastpath, config.settings)
         self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
-        ruleset, counters = parse_restore(ruleset_text, source=source) if ruleset_text is not None else (RuleSet(), None)
+        ruleset, counters = parse_restore(ruleset_text or "", source=source)
         self._undo: list[Callable[[], None]] = []
         try:
             self._routes = self._keep(RouteSocket(), RouteSocket.close)
@@ -135,7 +137,7 @@ class Gateway:
         if self.backend != "cython":
             raise ConfigError(f"--io batched needs the compiled fast path, but NATENGINE_FASTPATH is {config.fastpath}")
         try:
-            from natengine.adapters.batched import BatchedIO    # an extension: not everybody has built it
+            from natengine.adapters.batched import BatchedIO  # an extension: not everybody has built it
         except ImportError as error:
             raise HostError(
                 f"the batched adapter cannot be loaded ({error}); build it with `pip install .`, "

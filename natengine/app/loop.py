@@ -7,6 +7,7 @@ packets too; the adapter's lock then keeps all of them apart.)
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import selectors
@@ -98,10 +99,8 @@ class Loop:
         os.close(self._wake_write)
 
     def _wake(self) -> None:
-        try:
+        with contextlib.suppress(OSError):          # full: it will wake anyway; or closed: it has stopped
             os.write(self._wake_write, b"\0")
-        except OSError:                 # full: it will wake anyway; or closed: it has stopped
-            pass
 
     def _run_tasks(self) -> None:
         os.read(self._wake_read, 4096)

@@ -24,8 +24,8 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
         f"{status['fastpath']} fast path, {io['name']} on {_queues(*io['queues'])}, hooks by {status['hooks']}"
     )
     console.print(
-        f"{status['flows']} of at most {status['max_flows']} flows, "
-        f"{status['mappings']} mappings; {io['packets']} packets in, {io['overruns']} receive overruns, {io['errors']} errors"
+        f"{status['flows']} of at most {status['max_flows']} flows, {status['mappings']} mappings; "
+        f"{io['packets']} packets in, {io['overruns']} receive overruns, {io['errors']} errors"
     )
     console.print()
     for table, lines in status["rules"].items():

@@ -6,6 +6,7 @@ whether an engine is running.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -73,7 +74,5 @@ class RunDir:
         """Give the directory up; it is removed if nothing is left in it."""
         (self.path / PID_NAME).unlink(missing_ok=True)
         os.close(self._pid_fd)
-        try:
+        with contextlib.suppress(OSError):          # somebody else's files, or the service manager's directory
             self.path.rmdir()
-        except OSError:
-            pass                        # somebody else's files, or the service manager's directory

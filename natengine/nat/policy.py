@@ -36,7 +36,6 @@ from natengine.rules.model import (
 from natengine.vocab import CtState, PacketMeta, Proto
 from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
 
-
 ALLOW_ALL = Allow.ALL.value
 ASK_FORWARD = 0                     # no bits of Allow: the answer is not known beforehand
 
