@@ -198,6 +198,8 @@ cdef class BatchedQueue:
             elif errno == EAGAIN:
                 if idle_since == 0:
                     idle_since = now
+                if now >= until:                    # a negative time-out would be none: wait for ever
+                    break
                 if now - idle_since < self.busy_poll_ns:
                     continue
                 poll(waiting, 2, <int>((until - now) // 1000000) + 1)

@@ -11,12 +11,14 @@ two jumps to them, nothing else.  Chains that a killed engine left behind are ta
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from typing import NamedTuple
 
 from natengine.errors import HostError
 
 COMMAND_TIMEOUT_S = 30
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class HookPoint(NamedTuple):
@@ -109,12 +111,16 @@ class IptablesHooks:
 
 
 def _run(argv: list[str], text: str | None) -> subprocess.CompletedProcess[str]:
+    # A Ctrl-C goes to the whole process group, and must not cut a transaction short.  The child
+    # inherits the mask; a process group of its own would come a moment too late.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        # In a process group of its own: a Ctrl-C is for us, and must not cut a transaction short.
         return subprocess.run(
-            argv, input=text, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False, process_group=0
+            argv, input=text, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         raise HostError(f"{argv[0]} has not answered for {COMMAND_TIMEOUT_S} s") from None
     except OSError as error:
         raise HostError(f"cannot run {argv[0]}: {error.strerror}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

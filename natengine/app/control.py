@@ -14,10 +14,12 @@ thread.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from natengine.errors import ConfigError, ControlError, HostError, NatengineErro
 MAX_REQUEST = 16 << 20              # bytes: a restore of some hundred thousand rules
 PATIENCE_S = 10                     # for a client to send the rest of its line
 MAX_CLIENTS = 32
+OUT_OF_DESCRIPTORS_S = 0.1
 
 Request = dict[str, Any]
 
@@ -81,8 +84,11 @@ class ControlServer:
         while True:
             try:
                 client, _ = self._socket.accept()
-            except OSError:
-                return                          # closed
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    return                      # closed
+                time.sleep(OUT_OF_DESCRIPTORS_S)        # the ones there are come back
+                continue
             self._slots.acquire()
             threading.Thread(target=self._serve, args=(client,), name="control client", daemon=True).start()
 

@@ -31,7 +31,7 @@ from natengine.frontend.listing import list_specs
 from natengine.frontend.save import dump, parse_restore
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
-from natengine.nat.policy import interface_matches
+from natengine.nat.policy import interface_matches, join_uplinks
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
@@ -109,10 +109,10 @@ class Gateway:
             self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
             self.hooks = self._keep(IptablesHooks(self.io.queues), IptablesHooks.remove)
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
-            if not self._has_uplinks():
+            if self.engine.uplinks == Uplinks():
                 # Whoever was killed here may have left forwarding on, and hooks that are about to go.
                 self._forwarding.restore()
-            self._sync_hooks()
+            self._take_from(self.engine.uplinks)
             self.loop = self._keep(Loop(self.io, expire=self.engine.expire), Loop.close)
             self.loop.watch(self._routes.fileno(), self._interfaces_changed)
         except BaseException as error:
@@ -182,26 +182,17 @@ class Gateway:
         self._routes.drain()
         self.engine.replace_interfaces(InterfaceTable(self._routes.read()))
 
-    def _sync_hooks(self) -> None:
-        """Take packets from the uplinks there are; forward only once there is one."""
-        uplinks = self.engine.uplinks
+    def _take_from(self, uplinks: Uplinks) -> None:
+        """Take packets on these uplinks from now on; forward only once there is one."""
         self.hooks.sync(uplinks.patterns, uplinks.any_interface)
-        if self._has_uplinks():
+        if uplinks.patterns or uplinks.any_interface:
             self._forwarding.enable()
-
-    def _has_uplinks(self) -> bool:
-        uplinks = self.engine.uplinks
-        return bool(uplinks.patterns) or uplinks.any_interface
 
     def _put_in_force(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> list[str]:
         """Replace the rules (and, unless None, their counters), or change nothing; return warnings."""
-        before, old_counters = self.engine.ruleset, self.engine.counters.copy()
+        # The hooks first: they may fail, and a packet that they bring is only looked at after this.
+        self._take_from(join_uplinks(self.engine.uplinks, ruleset.uplinks()))
         self.engine.replace_ruleset(ruleset, counters)
-        try:
-            self._sync_hooks()
-        except HostError:
-            self.engine.replace_ruleset(before, old_counters)
-            raise
         return check_uplinks(ruleset.uplinks(), self.engine.interfaces)
 
     def change(self, argv: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, from the first moment to the last.
+"""SIGTERM, SIGINT and SIGHUP (unless nohup says otherwise), from the first moment to the last.
 
     importing, reading files     the program ends at once: nothing has been made yet
     starting, cleaning up        remembered: a step cut in two would leave half of it behind
@@ -17,13 +17,14 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = False
         self._act = _leave
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
     def remember(self) -> None:
         """From now on only remember a signal; one that has come already ends the program here."""
         self._act = _do_nothing
-        if self.received:               # its SystemExit was lost where Python swallows exceptions, in a destructor
+        if self.received:               # its SystemExit was lost where Python swallows exceptions
             _leave()
 
     def hand_over(self, stop: Callable[[], None] | None) -> None:

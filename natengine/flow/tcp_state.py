@@ -94,7 +94,7 @@ _ORIGINAL = {
 _REPLY = {
     Segment.SYN:        (__,  _S2, __,  __,  __,  __,  __,  __,  __,  _S2),
     Segment.SYN_ACK:    (_SR, _SR, _SR, _ES, _FW, _CW, _LA, _TW, _CL, _SR),
-    Segment.FIN:        (__,  __,  _CW, _CW, _LA, _CW, _LA, _TW, _CW, __),
+    Segment.FIN:        (_CW, __,  _CW, _CW, _LA, _CW, _LA, _TW, _CW, __),
     Segment.ACK:        (_ES, _SS, _SR, _ES, _FW, _CW, _TW, _TW, _ES, _S2),
     Segment.RST:        (__,  _CL, _CL, _CL, _CL, _CL, _CL, _CL, _CL, _CL),
     Segment.ILLEGAL:    (__,  __,  __,  __,  __,  __,  __,  __,  __,  __),

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from natengine.app.cli import COMMANDS, USAGE
 from natengine.settings import SECOND_NS, Timeouts
 from natengine.vocab import VERDICTS, Reason

@@ -1,0 +1,330 @@
+"""What must hold whatever comes: an engine, packets from both sides at random, and a few promises.
+
+ 1. No two flows have the same outside endpoint towards the same peer.
+ 2. Nothing leaves an uplink rewritten but with an inside source: none that is accepted has one.
+ 3. Whoever answers a translated packet reaches who sent it, with the same bytes otherwise.
+ 4. A wrong transport checksum stays wrong, a right one right.
+ 5. `process` never raises, and counts each packet once.
+ 6. When all flows have ended, every port is free.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import ClassVar
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support.backends import NAMES, load_backend
+from support.engines import BOND_2, BOND_3, BOND_DEF, INTERFACES, OWNER_RULES, Gateway
+from support.packets import (
+    TCP,
+    UDP,
+    address,
+    describe,
+    dotted,
+    fragments,
+    icmp_error,
+    ipv4,
+    ones_sum,
+    ping,
+    pong,
+    tcp,
+    udp,
+)
+
+from natengine.settings import Settings
+from natengine.vocab import Decision, Hook, Interface, Proto, Reason, Verdict
+
+EXAMPLES = int(os.environ.get("NATENGINE_EXAMPLES", "80"))
+
+WORKERS = ("10.1.0.11", "10.1.0.12")
+PEERS = {BOND_2: ("203.0.113.2", "203.0.113.3"), BOND_3: ("198.51.100.2",)}
+OWN = {BOND_2: "203.0.113.1", BOND_3: "198.51.100.1"}
+PORTS = (53, 80, 5000, 5001)
+
+uplinks = st.sampled_from((BOND_2, BOND_3))
+ports = st.sampled_from(PORTS)
+hooks = st.sampled_from((Hook.PREROUTING, Hook.POSTROUTING))
+flags = st.sampled_from(("S", "S", "SA", "A", "A", "PA", "FA", "R", "RA", "SF", ""))
+data = st.binary(max_size=12)
+rule_changes = st.sampled_from((
+    "-P FORWARD DROP", "-P FORWARD ACCEPT", "-F FORWARD", "-A FORWARD -i bond0.def -j ACCEPT",
+    "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT", "-t nat -F",
+    *OWNER_RULES, *OWNER_RULES,
+    "-t nat -I POSTROUTING -p udp -o bond0.2 -j MASQUERADE --to-ports 5000-5002",
+    "-t nat -I POSTROUTING -p tcp -o bond0.3 -j MASQUERADE --random",
+))
+
+
+def transport_is_right(packet: bytes | bytearray) -> bool:
+    """Say whether the TCP or UDP checksum of a whole packet holds (no checksum counts as right)."""
+    segment = packet[20:int.from_bytes(packet[2:4], "big")]
+    if packet[9] == UDP and segment[6:8] == b"\0\0":
+        return True
+    pseudo = bytes(packet[12:20]) + bytes([0, packet[9]]) + len(segment).to_bytes(2, "big")
+    return ones_sum(pseudo + bytes(segment)) == 0xFFFF
+
+
+def swapped(text: str) -> str:
+    """Return the endpoints of the answer."""
+    here, there = text.split(" > ")
+    return f"{there} > {here}"
+
+
+class Promises(RuleBasedStateMachine):
+    """The steps; a subclass each says on which fast path."""
+
+    backend: ClassVar[ModuleType]
+
+    @initialize(seed=st.integers(0, 9), start_ns=st.sampled_from((0, 2**62)), room=st.sampled_from((3, 50)))
+    def start(self, seed: int, start_ns: int, room: int) -> None:
+        config = Settings(max_flows=room, max_fragment_trains=2)
+        self.gateway = Gateway(self.backend, seed=seed, now_ns=start_ns, settings=config)
+        self.sent = 0
+        self.known: list[bytes] = []            # packets that went out translated, for answers and errors
+
+    def step(self, packet: bytearray, hook: Hook, came: int, via: int) -> Decision:
+        """Let the engine decide, and check what may be checked of every decision."""
+        before = bytes(packet)
+        decision = self.gateway.process(packet, hook, came, via)
+        self.sent += 1
+        assert decision.verdict is decision.reason.verdict
+        if decision.packet is None:
+            assert bytes(packet) == before
+        elif len(before) >= 20 and ones_sum(before[:20]) == 0xFFFF:
+            assert ones_sum(decision.packet[:20]) == 0xFFFF, "IP header checksum"
+        accepted = decision.verdict is Verdict.ACCEPT
+        if hook == Hook.POSTROUTING and via in PEERS and accepted and (came or decision.packet is not None):
+            source = dotted(int.from_bytes(packet[12:16], "big"))
+            assert source == OWN[via] or source in OWN.values(), f"{source} leaves: {decision.reason.name}"
+        return decision
+
+    # ── packets that make sense ─────────────────────────────────────────────────────────────────
+
+    @rule(
+        worker=st.sampled_from(WORKERS), sport=ports, via=uplinks, dport=ports, n=st.integers(0, 1),
+        proto=st.sampled_from(("udp", "udp", "tcp", "tcp", "ping")), letters=flags, payload=data,
+        wrong=st.booleans(),
+    )
+    def out(
+        self, worker: str, sport: int, via: int, dport: int, n: int, proto: str, letters: str, payload: bytes,
+        wrong: bool,
+    ) -> None:
+        """A worker sends; the promises 3 and 4."""
+        peer = PEERS[via][n % len(PEERS[via])]
+        text = f"{worker}:{sport} > {peer}:{dport}"
+        if proto == "ping":
+            packet = ping(f"{worker} > {peer}", sport, payload)
+        else:
+            packet = tcp(text, letters, payload) if proto == "tcp" else udp(text, payload)
+            if wrong:
+                packet[-1] ^= 0x5A
+        before = bytes(packet)
+        decision = self.step(packet, Hook.POSTROUTING, BOND_DEF, via)
+        if decision.packet is None:
+            return
+        self.known = [*self.known[-4:], bytes(packet)]
+        if proto != "ping":
+            assert transport_is_right(packet) == transport_is_right(before)
+        assert packet[20 + 8:] == before[20 + 8:] or packet[9] == TCP
+        self.answer_comes_back(before, packet, via)
+
+    def answer_comes_back(self, before: bytes, packet: bytearray, via: int) -> None:
+        """An answer to `packet` reaches whoever sent `before` (or FORWARD stops it)."""
+        if packet[9] == Proto.ICMP:
+            outside, ident = describe(packet).split(" id ")
+            answer = pong(swapped(outside), int(ident))
+            inside, ident = describe(before).split(" id ")
+            wanted = pong(swapped(inside), int(ident))
+        elif packet[9] == UDP:
+            answer, wanted = udp(swapped(describe(packet))), udp(swapped(describe(before)))
+        else:
+            answer, wanted = tcp(swapped(describe(packet)), "R"), tcp(swapped(describe(before)), "R")
+        decision = self.step(answer, Hook.PREROUTING, via, 0)
+        if decision.verdict is Verdict.ACCEPT:
+            assert answer == wanted
+        else:
+            assert decision.reason is Reason.FORWARD_DROP
+
+    @rule(sport=ports, via=uplinks, dport=ports, letters=flags, is_tcp=st.booleans(), inside=st.booleans())
+    def head(self, sport: int, via: int, dport: int, letters: str, is_tcp: bool, inside: bool) -> None:
+        """The head sends, from its outside address or from its inside one."""
+        text = f"{'10.1.0.1' if inside else OWN[via]}:{sport} > {PEERS[via][0]}:{dport}"
+        self.step(tcp(text, letters) if is_tcp else udp(text), Hook.POSTROUTING, 0, via)
+
+    @rule(
+        via=uplinks, sport=ports, dport=st.sampled_from(PORTS) | st.integers(0, 65535), is_tcp=st.booleans(),
+        letters=flags, aim=st.sampled_from((*WORKERS, *OWN.values())),
+    )
+    def stranger(self, via: int, sport: int, dport: int, is_tcp: bool, letters: str, aim: str) -> None:
+        """Somebody outside sends: it reaches the head, a worker who wrote to them, or nobody."""
+        text = f"{PEERS[via][0]}:{sport} > {aim}:{dport}"
+        packet = tcp(text, letters) if is_tcp else udp(text)
+        decision = self.step(packet, Hook.PREROUTING, via, 0)
+        if aim in WORKERS:
+            assert decision.reason is Reason.UNSOLICITED
+        elif decision.reason is Reason.LOCAL_IN:
+            assert describe(packet) == text
+
+    @rule(
+        pick=st.integers(0, 4), length=st.sampled_from((20, 27, 28, 36, 40, 99)),
+        kind=st.sampled_from((3, 11, 12)),
+    )
+    def error(self, pick: int, length: int, kind: int) -> None:
+        """A router outside complains about something that was sent."""
+        if self.known:
+            quoted = self.known[pick % len(self.known)]
+            own = dotted(int.from_bytes(quoted[12:16], "big"))
+            packet = icmp_error(f"192.0.2.1 > {own}", quoted, kind, quote_len=length)
+            self.step(packet, Hook.PREROUTING, BOND_2, 0)
+            assert ones_sum(packet[20:]) == 0xFFFF
+
+    @rule(
+        worker=st.sampled_from(WORKERS), sport=ports, ident=st.integers(1, 3),
+        order=st.permutations((0, 1, 2)), is_tcp=st.booleans(),
+    )
+    def in_pieces(self, worker: str, sport: int, ident: int, order: tuple[int, ...], is_tcp: bool) -> None:
+        """A datagram in three fragments, in any order."""
+        text = f"{worker}:{sport} > 203.0.113.2:53"
+        whole = tcp(text, "S", bytes(28)) if is_tcp else udp(text, bytes(60))
+        pieces = fragments(whole, 24, ident)[:3]
+        for i in order:
+            self.step(pieces[i % len(pieces)], Hook.POSTROUTING, BOND_DEF, BOND_2)
+
+    # ── packets that make none ──────────────────────────────────────────────────────────────────
+
+    @rule(
+        raw=st.binary(max_size=64), proto=st.sampled_from((0, 1, 1, 6, 17, 47)), hook=hooks,
+        fragment=st.sampled_from((0, 0, 0x2000, 3)), came=st.integers(0, 6), via=st.integers(0, 6),
+        headed=st.booleans(), cut=st.integers(0, 30),
+    )
+    def noise(
+        self, raw: bytes, proto: int, hook: Hook, fragment: int, came: int, via: int, headed: bool, cut: int
+    ) -> None:
+        """Bytes at random, most of them behind an IP header that is right."""
+        packet = bytearray(raw)
+        if headed:
+            packet = ipv4(WORKERS[0], PEERS[BOND_2][0], proto, raw, fragment=fragment)
+        if cut < 20:
+            del packet[len(packet) - cut:]
+        self.gateway.process(packet, *self.place(hook, came, via))
+        self.sent += 1
+
+    @staticmethod
+    def place(hook: Hook, came: int, via: int) -> tuple[Hook, int, int]:
+        """Interfaces as the kernel names them: none where there is none."""
+        return (hook, came, 0) if hook == Hook.PREROUTING else (hook, came, via)
+
+    # ── everything else that happens ────────────────────────────────────────────────────────────
+
+    @rule(line=rule_changes)
+    def rules_change(self, line: str) -> None:
+        self.gateway.rules(line)
+
+    @rule(seconds=st.sampled_from((1, 61, 301, 8000)), budget=st.sampled_from((1, 1000)))
+    def time_passes(self, seconds: int, budget: int) -> None:
+        self.gateway.clock.advance(seconds)
+        self.gateway.engine.expire(self.gateway.clock.now_ns, budget)
+
+    @rule(gone=st.booleans())
+    def address_changes(self, gone: bool) -> None:
+        self.gateway.interfaces(Interface(BOND_3, "bond0.3", ()) if gone else INTERFACES[3])
+
+    @rule(n=st.integers(0, 5))
+    def flow_is_deleted(self, n: int) -> None:
+        flows = self.gateway.engine.flows()
+        if flows:
+            assert self.gateway.engine.remove_flow(flows[n % len(flows)].flow_id)
+
+    # ── the promises ────────────────────────────────────────────────────────────────────────────
+
+    @invariant()
+    def one_owner_for_each_outside_tuple(self) -> None:
+        specs = [flow.spec for flow in self.gateway.engine.flows()]
+        assert len({spec.arriving for spec in specs}) == len(specs)
+        assert len({spec.leaving for spec in specs}) == len(specs)
+
+    @invariant()
+    def one_inside_endpoint_for_each_outside_port(self) -> None:
+        """But a service of the head's own may share its port, with other peers than its owner's."""
+        owner: dict[tuple[int, int, int], tuple[int, int]] = {}
+        for flow in self.gateway.engine.flows():
+            spec = flow.spec
+            if spec.inside_ifindex:
+                outside = (spec.proto, spec.outside_ip, spec.outside_port)
+                assert owner.setdefault(outside, (spec.inside_ip, spec.inside_port)) == (
+                    spec.inside_ip, spec.inside_port
+                )
+
+    @invariant()
+    def each_packet_was_counted_once(self) -> None:
+        assert sum(self.gateway.engine.stats().by_reason.values()) == self.sent
+
+    def teardown(self) -> None:
+        """All ends; then every port is free."""
+        if not hasattr(self, "gateway"):
+            return
+        self.gateway.expire_all()
+        stats = self.gateway.engine.stats()
+        assert stats[:3] == (0, 0, 0)
+        self.gateway.interfaces(*INTERFACES)
+        self.gateway.rules(*OWNER_RULES, "-P FORWARD ACCEPT", fresh=True)
+        for via in PEERS:
+            for port in PORTS:
+                for build in (udp, tcp):
+                    packet = self.gateway.through(build(f"10.1.0.77:{port} > {PEERS[via][0]}:9"), via)
+                    assert describe(packet) == f"{OWN[via]}:{port} > {PEERS[via][0]}:9"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_promises(name: str) -> None:
+    """The state machine, on each fast path."""
+    machine = type("Promises", (Promises,), {"backend": load_backend(name)})
+    case = machine.TestCase
+    case.settings = settings(
+        max_examples=EXAMPLES, stateful_step_count=40, deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    case().runTest()
+
+
+@settings(
+    max_examples=EXAMPLES * 5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    raw=st.binary(max_size=100), hook=hooks, came=st.integers(0, 6), via=st.integers(0, 6),
+    now_ns=st.sampled_from((0, 2**62)),
+)
+def test_any_bytes(
+    gateway: Gateway, raw: bytes, hook: Hook, came: int, via: int, now_ns: int
+) -> None:
+    """Promise 5, with nothing that looks like a packet on purpose."""
+    gateway.clock.now_ns = now_ns
+    before = sum(gateway.engine.stats().by_reason.values())
+    gateway.process(bytearray(raw), hook, came, via)
+    assert sum(gateway.engine.stats().by_reason.values()) == before + 1
+
+
+@settings(
+    max_examples=EXAMPLES * 5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_an_error_with_any_quote(gateway: Gateway, data: st.DataObject) -> None:
+    """A known packet is quoted with some bytes of it changed: right sums, or no translation."""
+    sent = gateway.through(udp("10.1.0.11:5000 > 203.0.113.2:53", b"some data"))
+    quoted = bytearray(sent)
+    for _ in range(data.draw(st.integers(0, 3))):
+        quoted[data.draw(st.integers(0, len(quoted) - 1))] = data.draw(st.integers(0, 255))
+    packet = icmp_error("192.0.2.1 > 203.0.113.1", quoted, quote_len=data.draw(st.integers(0, len(quoted))))
+    before = bytes(packet)
+    decision = gateway.back(packet)
+    if decision.packet is None:
+        assert bytes(packet) == before
+    else:
+        assert decision.reason is Reason.ICMP_ERROR
+        assert ones_sum(packet[:20]) == ones_sum(packet[20:]) == 0xFFFF
+        assert packet[16:20] == address("10.1.0.11").to_bytes(4, "big")

@@ -1,0 +1,136 @@
+"""A `NatEngine` with the lab's interfaces, driven as the kernel would drive it.
+
+        workers 10.1.0.11, .12 ── bond0.def 10.1.0.1 ─ head ─ bond0.2 203.0.113.1 ── 203.0.113.2
+                                                          └── bond0.3 198.51.100.1 ── 198.51.100.2
+
+`Gateway.out` and `Gateway.back` are the two hooks; `through` and `returned` are the same for packets
+that must pass.  A test that takes the fixture `gateway` runs on both fast paths.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Iterable
+from types import ModuleType
+
+import pytest
+from support.backends import table_config
+from support.clock import ManualClock
+from support.packets import address
+
+from natengine.flow.records import FlowInfo
+from natengine.frontend.iptables import parse_command
+from natengine.nat.engine import NatEngine
+from natengine.nat.interfaces import InterfaceTable
+from natengine.rules.model import RuleSet
+from natengine.settings import Settings
+from natengine.vocab import Decision, Hook, Interface, PacketMeta, Reason, Verdict
+
+LO, BOND_DEF, BOND_2, BOND_3, INSIDE_2 = 1, 2, 3, 4, 5
+
+INTERFACES = (
+    Interface(LO, "lo", (address("127.0.0.1"),)),
+    Interface(BOND_DEF, "bond0.def", (address("10.1.0.1"),), (address("10.1.0.255"),)),
+    Interface(BOND_2, "bond0.2", (address("203.0.113.1"),), (address("203.0.113.255"),), default_route=True),
+    Interface(BOND_3, "bond0.3", (address("198.51.100.1"),), (address("198.51.100.255"),)),
+    Interface(INSIDE_2, "bond0.lan", (address("10.2.0.1"),), (address("10.2.0.255"),)),
+)
+OWNER_RULES = (
+    "--table nat --append POSTROUTING --out-interface bond0.2 -j MASQUERADE",
+    "--table nat --append POSTROUTING --out-interface bond0.3 -j MASQUERADE",
+)
+
+
+def ruleset(lines: Iterable[str], base: RuleSet | None = None) -> RuleSet:
+    """Return what iptables commands make of `base` (None: of no rules)."""
+    result = base or RuleSet()
+    for line in lines:
+        result = parse_command(shlex.split(line)).apply(result)
+    return result
+
+
+class Gateway:
+    """An engine, a clock, and who is on which side."""
+
+    def __init__(
+        self, backend: ModuleType, rules: Iterable[str] = OWNER_RULES, *,
+        settings: Settings | None = None, seed: int = 1, now_ns: int = 0,
+    ) -> None:
+        settings = settings or Settings(max_flows=1024)
+        self.clock = ManualClock(now_ns)
+        config = table_config(settings.max_flows, settings.timeouts)
+        self.engine = NatEngine(backend.FastPath(config), settings=settings, rng=random.Random(seed))
+        self.engine.replace_interfaces(InterfaceTable(INTERFACES))
+        self.engine.replace_ruleset(ruleset(rules))
+
+    def process(self, packet: bytearray, hook: Hook, in_ifindex: int, out_ifindex: int) -> Decision:
+        """Let the engine decide, now."""
+        return self.engine.process(packet, PacketMeta(hook, in_ifindex, out_ifindex, 0), self.clock.now_ns)
+
+    def out(self, packet: bytearray, via: int = BOND_2, *, came: int = BOND_DEF) -> Decision:
+        """A forwarded packet on its way out."""
+        return self.process(packet, Hook.POSTROUTING, came, via)
+
+    def head(self, packet: bytearray, via: int = BOND_2) -> Decision:
+        """A packet of the head's own on its way out."""
+        return self.process(packet, Hook.POSTROUTING, 0, via)
+
+    def back(self, packet: bytearray, via: int = BOND_2) -> Decision:
+        """A packet that arrives."""
+        return self.process(packet, Hook.PREROUTING, via, 0)
+
+    def through(self, packet: bytearray, via: int = BOND_2, *, came: int = BOND_DEF) -> bytearray:
+        """The same as `out`, for a packet that must be translated; return it."""
+        return translated(self.out(packet, via, came=came))
+
+    def returned(self, packet: bytearray, via: int = BOND_2) -> bytearray:
+        """The same as `back`, for a packet that must be translated; return it."""
+        return translated(self.back(packet, via))
+
+    def rules(self, *lines: str, fresh: bool = False) -> None:
+        """Carry out iptables commands; `fresh`: on no rules at all."""
+        self.engine.replace_ruleset(ruleset(lines, None if fresh else self.engine.ruleset))
+
+    def interfaces(self, *changed: Interface, without: int = 0) -> int:
+        """Change some interfaces, or take one away; return how many flows ended."""
+        table = {each.ifindex: each for each in (*self.engine.interfaces, *changed)}
+        table.pop(without, None)
+        return self.engine.replace_interfaces(InterfaceTable(table.values()))
+
+    def expire_all(self) -> int:
+        """Go far into the future and return how many flows ended."""
+        self.clock.advance(100_000)
+        ended = 0
+        while count := self.engine.expire(self.clock.now_ns):
+            ended += count
+        return ended
+
+    def flow(self) -> FlowInfo:
+        """Return the one flow there is."""
+        (only,) = self.engine.flows()
+        return only
+
+    def count(self, reason: Reason) -> int:
+        """Return one counter."""
+        return self.engine.stats().by_reason[reason.name]
+
+
+def translated(decision: Decision) -> bytearray:
+    """Return the packet of a decision to let it pass, rewritten."""
+    assert decision.verdict is Verdict.ACCEPT, decision.reason.name
+    assert decision.packet is not None, decision.reason.name
+    return decision.packet
+
+
+def reason_of(decision: Decision) -> Reason:
+    """Return the reason, having checked that the rest of the decision agrees with it."""
+    assert decision.verdict is decision.reason.verdict
+    assert decision.packet is None or decision.verdict is Verdict.ACCEPT
+    return decision.reason
+
+
+@pytest.fixture
+def gateway(fastpath_backend: ModuleType) -> Gateway:
+    """The owner's two rules, at time 0."""
+    return Gateway(fastpath_backend)

@@ -1,0 +1,189 @@
+"""The text that goes to iptables-restore; nothing is run."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from natengine.adapters import hooks
+from natengine.adapters.hooks import IptablesHooks
+from natengine.errors import HostError
+
+
+class FakeIptables:
+    """Stands where `subprocess.run` does, and remembers chains and jumps."""
+
+    def __init__(self) -> None:
+        self.transactions: list[str] = []
+        self.commands: list[list[str]] = []
+        self.jumps: set[tuple[str, str]] = set()
+        self.chains: set[tuple[str, str]] = set()
+        self.refuse: str | None = None
+        self.failure: Exception | None = None
+
+    def __call__(self, argv: list[str], *, input: str | None, **options: object) -> object:
+        assert options["timeout"]
+        if self.failure is not None:
+            raise self.failure
+        self.commands.append(argv)
+        if argv[0] == "iptables-restore":
+            assert argv[1:] == ["-w", "--noflush"]
+            assert input is not None
+            return self.restore(input)
+        _, wait, _, table, *rest = argv
+        assert wait == "-w"
+        if rest[0] == "-C":
+            found = (table, rest[-1]) in self.jumps
+        else:
+            assert rest[:2] == ["-n", "-L"]
+            found = (table, rest[2]) in self.chains
+        return subprocess.CompletedProcess(argv, 0 if found else 1, "", "")
+
+    def restore(self, text: str) -> object:
+        if self.refuse is not None:
+            return subprocess.CompletedProcess([], 2, "", self.refuse)
+        self.transactions.append(text)
+        lines = text.splitlines()
+        table = lines[0][1:]
+        for line in lines[1:-1]:
+            words = line.split()
+            if line.startswith(":"):
+                self.chains.add((table, words[0][1:]))
+            elif words[0] == "-I":
+                self.jumps.add((table, words[-1]))
+            elif words[0] == "-D":
+                self.jumps.remove((table, words[-1]))
+            elif words[0] == "-X":
+                self.chains.remove((table, words[1]))
+        assert lines[-1] == "COMMIT"
+        return subprocess.CompletedProcess([], 0, "", "")
+
+
+@pytest.fixture
+def iptables(monkeypatch: pytest.MonkeyPatch) -> FakeIptables:
+    fake = FakeIptables()
+    monkeypatch.setattr(hooks.subprocess, "run", fake)
+    monkeypatch.setattr(hooks.shutil, "which", lambda program: f"/sbin/{program}")
+    return fake
+
+
+FIRST = [
+    "*mangle\n:natengine-out - [0:0]\n"
+    "-A natengine-out -o bond0.2 -j NFQUEUE --queue-num 7\n"
+    "-A natengine-out -o bond0.3 -j NFQUEUE --queue-num 7\n"
+    "-I POSTROUTING -j natengine-out\nCOMMIT\n",
+    "*raw\n:natengine-in - [0:0]\n"
+    "-A natengine-in -i bond0.2 -j NFQUEUE --queue-num 7\n"
+    "-A natengine-in -i bond0.3 -j NFQUEUE --queue-num 7\n"
+    "-I PREROUTING -j natengine-in\nCOMMIT\n",
+]
+
+
+def test_installation(iptables: FakeIptables) -> None:
+    """One transaction a table, outbound first; no --queue-bypass: fail closed."""
+    IptablesHooks((7, 7)).sync(("bond0.2", "bond0.3"), False)
+    assert iptables.transactions == FIRST
+    assert "bypass" not in "".join(FIRST)
+
+
+def test_nothing_new_nothing_run(iptables: FakeIptables) -> None:
+    """The same uplinks again cost nothing."""
+    installed = IptablesHooks((7, 7))
+    installed.sync(("bond0.2",), False)
+    iptables.commands.clear()
+    installed.sync(("bond0.2",), False)
+    assert iptables.commands == []
+
+
+def test_change(iptables: FakeIptables) -> None:
+    """The chains are written anew, in one transaction each; the jumps are there already."""
+    installed = IptablesHooks((7, 7))
+    installed.sync(("bond0.2",), False)
+    iptables.transactions.clear()
+    installed.sync(("bond0.2", "eth+"), False)
+    assert iptables.transactions == [
+        "*mangle\n:natengine-out - [0:0]\n-A natengine-out -o bond0.2 -j NFQUEUE --queue-num 7\n"
+        "-A natengine-out -o eth+ -j NFQUEUE --queue-num 7\nCOMMIT\n",
+        "*raw\n:natengine-in - [0:0]\n-A natengine-in -i bond0.2 -j NFQUEUE --queue-num 7\n"
+        "-A natengine-in -i eth+ -j NFQUEUE --queue-num 7\nCOMMIT\n",
+    ]
+
+
+def test_every_interface(iptables: FakeIptables) -> None:
+    """A rule without -o: all but the loopback, in one rule."""
+    IptablesHooks((7, 7)).sync(("bond0.2",), True)
+    assert "-A natengine-out ! -o lo -j NFQUEUE --queue-num 7\n" in iptables.transactions[0]
+    assert "-A natengine-in ! -i lo -j NFQUEUE --queue-num 7\n" in iptables.transactions[1]
+    assert "bond0.2" not in "".join(iptables.transactions)
+
+
+def test_several_queues(iptables: FakeIptables) -> None:
+    """The kernel spreads connections over them."""
+    IptablesHooks((7, 10)).sync(("bond0.2",), False)
+    assert "-j NFQUEUE --queue-balance 7:10\n" in iptables.transactions[0]
+
+
+def test_no_uplinks_at_the_start(iptables: FakeIptables) -> None:
+    """Empty chains: nothing is taken, and what a killed engine left is emptied."""
+    IptablesHooks((7, 7)).sync((), False)
+    assert "NFQUEUE" not in "".join(iptables.transactions)
+    assert len(iptables.transactions) == 2
+
+
+def test_removal(iptables: FakeIptables) -> None:
+    """Jumps first, then the chains, in one transaction; inbound first."""
+    installed = IptablesHooks((7, 7))
+    installed.sync(("bond0.2",), False)
+    iptables.transactions.clear()
+    installed.remove()
+    assert iptables.transactions == [
+        "*raw\n:natengine-in - [0:0]\n-D PREROUTING -j natengine-in\n-X natengine-in\nCOMMIT\n",
+        "*mangle\n:natengine-out - [0:0]\n-D POSTROUTING -j natengine-out\n-X natengine-out\nCOMMIT\n",
+    ]
+    assert iptables.jumps == iptables.chains == set()
+    iptables.transactions.clear()
+    installed.remove()
+    assert iptables.transactions == []
+
+
+def test_removal_of_half_of_it(iptables: FakeIptables) -> None:
+    """A chain without its jump goes too."""
+    iptables.chains.add(("raw", "natengine-in"))
+    IptablesHooks((7, 7)).remove()
+    assert iptables.transactions == ["*raw\n:natengine-in - [0:0]\n-X natengine-in\nCOMMIT\n"]
+
+
+def test_left_behind_by_a_killed_engine(iptables: FakeIptables) -> None:
+    """Taken over: one jump stays one jump."""
+    iptables.jumps = {("mangle", "natengine-out"), ("raw", "natengine-in")}
+    IptablesHooks((7, 7)).sync(("bond0.2",), False)
+    assert "-I" not in "".join(iptables.transactions)
+
+
+def test_refusal(iptables: FakeIptables) -> None:
+    """What iptables said, what is missing, what to try; and it is tried again next time."""
+    installed = IptablesHooks((7, 7))
+    iptables.refuse = "iptables-restore: line 3 failed\n  unknown target\n"
+    with pytest.raises(HostError, match=r"table mangle: .*line 3 failed unknown target.*modprobe"):
+        installed.sync(("bond0.2",), False)
+    iptables.refuse = None
+    installed.sync(("bond0.2",), False)
+    assert len(iptables.transactions) == 2
+
+
+def test_no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one, and how to get it."""
+    monkeypatch.setattr(hooks.shutil, "which", lambda _program: None)
+    with pytest.raises(HostError, match="iptables is not installed"):
+        IptablesHooks((7, 7))
+
+
+@pytest.mark.parametrize(
+    "failure", [subprocess.TimeoutExpired("iptables", 30), FileNotFoundError(2, "No such file or directory")]
+)
+def test_programs_that_do_not_work(iptables: FakeIptables, failure: Exception) -> None:
+    """A lock that is never given back; a program that went away."""
+    iptables.failure = failure
+    with pytest.raises(HostError, match="iptables"):
+        IptablesHooks((7, 7)).sync(("bond0.2",), False)

@@ -1,0 +1,285 @@
+"""The control socket: whatever comes in, one answer goes out, and the next client is served."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from natengine.app import client, control
+from natengine.app.client import SOCKET_NAME, ask
+from natengine.app.control import ControlServer
+from natengine.errors import (
+    ConfigError,
+    ControlError,
+    HostError,
+    NatengineError,
+    RuleApplyError,
+    RuleSyntaxError,
+)
+
+
+class FakeGateway:
+    """What the server asks of a gateway; `failure` is raised by the next request."""
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.threads: set[str] = set()
+        self.seen: list[object] = []
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        self.threads.add(threading.current_thread().name)
+        if self.failure is not None:
+            raise self.failure
+        return function()
+
+    def change(self, argv: list[str]) -> list[str]:
+        self.seen.append(argv)
+        return ["a warning"]
+
+    def save_text(self, *, counters: bool) -> str:
+        return f"counters={counters}\n"
+
+    def restore(self, text: str) -> list[str]:
+        self.seen.append(text)
+        return []
+
+    def status(self) -> dict[str, object]:
+        return {"flows": 3}
+
+    def flows(self) -> list[object]:
+        return []
+
+    def delete_flows(self, ids: list[int]) -> int:
+        return len(ids)
+
+
+@pytest.fixture
+def gateway() -> FakeGateway:
+    return FakeGateway()
+
+
+@pytest.fixture
+def server(gateway: FakeGateway, tmp_path: Path) -> Iterator[Path]:
+    """Serve in the background; return the run directory."""
+    running = ControlServer(gateway, tmp_path)  # type: ignore[arg-type]
+    running.start()
+    yield tmp_path
+    running.close()
+
+
+def talk(run_dir: Path, *chunks: bytes) -> bytes:
+    """Send raw bytes and return everything that comes back."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(10)
+        link.connect(str(run_dir / SOCKET_NAME))
+        for chunk in chunks:
+            link.sendall(chunk)
+        received = b""
+        while chunk := link.recv(65536):
+            received += chunk
+        return received
+
+
+def test_every_command(server: Path, gateway: FakeGateway) -> None:
+    """Requests reach the gateway, through `call`; answers come back."""
+    assert ask(server, "change", argv=["-A", "FORWARD"])["warnings"] == ["a warning"]
+    assert ask(server, "save")["text"] == "counters=False\n"
+    assert ask(server, "save", counters=True)["text"] == "counters=True\n"
+    assert ask(server, "restore", text="*nat\nCOMMIT\n")["warnings"] == []
+    assert ask(server, "status")["status"] == {"flows": 3}
+    assert ask(server, "conntrack", argv=["-C"])["stdout"] == "0\n"
+    assert gateway.seen == [["-A", "FORWARD"], "*nat\nCOMMIT\n"]
+    assert gateway.threads == {"control client"}
+
+
+def test_text_that_is_not_ascii(server: Path, gateway: FakeGateway) -> None:
+    """Comments may be in any script, and in no encoding at all."""
+    for text in ("Grüße", "行", "\udcff"):
+        ask(server, "restore", text=text)
+        assert gateway.seen.pop() == text
+
+
+def test_socket_is_for_root_only(server: Path) -> None:
+    """Mode 0600, from the first moment on."""
+    assert stat.S_IMODE((server / SOCKET_NAME).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"{", b"null", b"3", b"[]", b'"status"', b"{}",
+        b'{"command": "reboot"}', b'{"command": ["status"]}', b'{"command": null}',
+        b"\xff\xfe", b'{"command": "status"} {"command": "status"}', b"[" * 100_000,
+        b'{"command": "change"}', b'{"command": "change", "argv": 3}', b'{"command": "restore"}',
+        b'{"command": "conntrack", "argv": ["--bogus"]}',
+    ],
+)
+def test_bad_requests(server: Path, line: bytes) -> None:
+    """Refused with a reason, and the server lives on."""
+    answer = json.loads(talk(server, line + b"\n"))
+    assert answer["ok"] is False
+    assert (answer["kind"], answer["exit_status"]) == ("ConfigError", 2)
+    assert answer["error"]
+    assert ask(server, "status")["status"] == {"flows": 3}
+
+
+def test_a_request_in_pieces(server: Path) -> None:
+    """The line ends where its newline is, however it was cut."""
+    pieces = [bytes([byte]) for byte in b'{"command": "status"}\n']
+    assert json.loads(talk(server, *pieces)) == {"ok": True, "status": {"flows": 3}}
+
+
+def test_clients_that_never_finish(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are hung up on after a while, and nobody waits for them."""
+    monkeypatch.setattr(control, "PATIENCE_S", 0.2)
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.connect(str(server / SOCKET_NAME))
+        slow.sendall(b'{"command":')
+        assert ask(server, "status")["status"] == {"flows": 3}
+        slow.settimeout(10)
+        assert slow.recv(1) == b""
+
+
+def test_more_clients_than_slots(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle ones give their places up in time."""
+    monkeypatch.setattr(control, "PATIENCE_S", 0.2)
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(control.MAX_CLIENTS)]
+    try:
+        for link in idle:
+            link.connect(str(server / SOCKET_NAME))
+        assert ask(server, "status")["status"] == {"flows": 3}
+    finally:
+        for link in idle:
+            link.close()
+
+
+def test_a_request_that_is_too_long(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hung up on: a line without an end must not fill the memory."""
+    monkeypatch.setattr(control, "MAX_REQUEST", 100_000)
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(10)
+        link.connect(str(server / SOCKET_NAME))
+        try:
+            for _ in range(100):
+                link.sendall(b"x" * 65536)
+        except OSError:
+            pass
+        else:
+            pytest.fail("everything was read")
+    assert ask(server, "status")["status"] == {"flows": 3}
+
+
+def test_a_client_that_hangs_up(server: Path) -> None:
+    """Before it said anything, and before it heard the answer."""
+    for line in (b"", b'{"command": "status"}\n'):
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(server / SOCKET_NAME))
+            link.sendall(line)
+    assert ask(server, "status")["status"] == {"flows": 3}
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (ConfigError("wrong"), ConfigError), (RuleSyntaxError("wrong"), RuleSyntaxError),
+        (RuleApplyError("wrong"), RuleApplyError), (HostError("wrong"), ControlError),
+        (ControlError("wrong"), ControlError),
+    ],
+)
+def test_errors_keep_their_kind(
+    server: Path, gateway: FakeGateway, failure: NatengineError, kind: type[NatengineError]
+) -> None:
+    """The asking side raises what the engine raised, so that it ends with the same status."""
+    gateway.failure = failure
+    with pytest.raises(kind, match=r"^wrong$") as caught:
+        ask(server, "status")
+    assert type(caught.value) is kind
+    assert caught.value.exit_status == failure.exit_status
+
+
+def test_an_engine_that_does_not_answer(server: Path, gateway: FakeGateway) -> None:
+    """The packet thread is stuck: the client is told, and not hung up on."""
+    gateway.failure = TimeoutError()
+    with pytest.raises(ControlError, match="busy"):
+        ask(server, "status")
+
+
+def test_no_engine(tmp_path: Path) -> None:
+    """Nobody there, or a socket that nobody listens on any more."""
+    with pytest.raises(ControlError, match="no engine is running on"):
+        ask(tmp_path, "status")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / SOCKET_NAME))
+    with pytest.raises(ControlError, match="no engine is running on"):
+        ask(tmp_path, "status")
+
+
+def test_a_run_directory_that_cannot_be_one(tmp_path: Path) -> None:
+    """A path too long for a socket; a file in the way."""
+    with pytest.raises(ControlError):
+        ask(tmp_path / ("x" * 200), "status")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ControlError):
+        ask(tmp_path / "file", "status")
+
+
+@pytest.mark.parametrize("answer", [b"", b"nonsense\n", b"[]\n", b'{"ok": tr'])
+def test_an_answer_that_is_none(tmp_path: Path, answer: bytes) -> None:
+    """The engine died in the middle of it, or it is not an engine."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / SOCKET_NAME))
+        listener.listen()
+
+        def serve() -> None:
+            link, _ = listener.accept()
+            with link:
+                link.recv(65536)
+                link.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            with pytest.raises(ControlError):
+                ask(tmp_path, "status")
+        finally:
+            thread.join()
+
+
+def test_an_engine_that_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience ends with an error message, not with a traceback."""
+    monkeypatch.setattr(client, "PATIENCE_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / SOCKET_NAME))
+        listener.listen()
+        with pytest.raises(ControlError):
+            ask(tmp_path, "status")
+
+
+def test_the_socket_of_a_killed_engine_is_taken_over(gateway: FakeGateway, tmp_path: Path) -> None:
+    """It is still there, and nobody listens."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / SOCKET_NAME))
+    server = ControlServer(gateway, tmp_path)  # type: ignore[arg-type]
+    server.start()
+    assert ask(tmp_path, "status")["status"] == {"flows": 3}
+    server.close()
+    assert not (tmp_path / SOCKET_NAME).exists()
+    with pytest.raises(ControlError):
+        ask(tmp_path, "status")
+
+
+def test_a_directory_that_is_not_there(gateway: FakeGateway, tmp_path: Path) -> None:
+    """An error that names the path; the umask is as before."""
+    before = os.umask(0o22)
+    os.umask(before)
+    with pytest.raises(HostError, match="missing"):
+        ControlServer(gateway, tmp_path / "missing")  # type: ignore[arg-type]
+    assert os.umask(before) == before

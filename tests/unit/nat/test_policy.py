@@ -1,0 +1,133 @@
+"""What `Policy` says about uplinks, flows and MASQUERADE."""
+
+from __future__ import annotations
+
+import pytest
+from support.engines import BOND_2, BOND_3, BOND_DEF, INTERFACES, ruleset
+from support.packets import address
+
+from natengine.flow.records import Allow, FlowSpec
+from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.policy import Policy, SourceNat, interface_matches, join_uplinks
+from natengine.rules.counters import RuleCounters
+from natengine.rules.model import ChainName, Masquerade, PortRange, TableName, Uplinks
+from natengine.vocab import Proto
+
+INSIDE, OUTSIDE, PEER = address("10.1.0.11"), address("203.0.113.1"), address("203.0.113.2")
+SPEC = FlowSpec(Proto.TCP, INSIDE, 5000, OUTSIDE, 5000, PEER, 80, True, BOND_DEF, BOND_2, 0)
+
+
+def policy(*lines: str, uplinks: Uplinks | None = None) -> Policy:
+    rules = ruleset(lines)
+    return Policy(rules, InterfaceTable(INTERFACES), RuleCounters(), uplinks or rules.uplinks())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "matches"),
+    [
+        ("bond0.2", "bond0.2", True), ("bond0.2", "bond0.22", False), ("bond0.2", "bond0", False),
+        ("bond0.+", "bond0.2", True), ("bond0.+", "bond0.", True), ("bond0.+", "bond0", False),
+        ("+", "x", True),
+    ],
+)
+def test_interface_patterns(pattern: str, name: str, matches: bool) -> None:
+    """A trailing + is a wildcard, nothing else is."""
+    assert interface_matches(pattern, name) is matches
+
+
+def test_uplinks_add_up() -> None:
+    """Each once, in the order they came; any_interface stays once it was said."""
+    before, now = Uplinks(("a", "b"), any_interface=True), Uplinks(("b", "c"))
+    assert join_uplinks(before, now) == Uplinks(("a", "b", "c"), any_interface=True)
+    assert join_uplinks(Uplinks(), Uplinks()) == Uplinks()
+
+
+@pytest.mark.parametrize(
+    ("uplinks", "found"),
+    [
+        (Uplinks(), set()),
+        (Uplinks(("bond0.2",)), {BOND_2}),
+        (Uplinks(("bond0.+",)), {BOND_2, BOND_3, BOND_DEF, 5}),
+        (Uplinks((), any_interface=True), {BOND_2}),            # where the default route goes
+        (Uplinks(("bond0.3",), any_interface=True), {BOND_2, BOND_3}),
+        (Uplinks(("eth0",)), set()),
+    ],
+)
+def test_is_uplink(uplinks: Uplinks, found: set[int]) -> None:
+    """By name, or by the default route; 0 and unknown indexes are none."""
+    asked = policy(uplinks=uplinks)
+    assert {ifindex for ifindex in range(100) if asked.is_uplink(ifindex)} == found
+
+
+@pytest.mark.parametrize(
+    ("rules", "allow"),
+    [
+        ((), Allow.ALL),
+        (("-P FORWARD DROP",), Allow(0)),
+        (("-A FORWARD -j DROP",), Allow(0)),
+        (("-P FORWARD DROP", "-A FORWARD -i bond0.def -j ACCEPT"), Allow.NEW | Allow.ORIGINAL),
+        (("-P FORWARD DROP", "-A FORWARD -o bond0.def -j ACCEPT"), Allow.REPLY),
+        (("-P FORWARD DROP", "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT"),
+         Allow.ORIGINAL | Allow.REPLY),
+        (("-A FORWARD -m conntrack --ctstate NEW -j DROP",), Allow.ORIGINAL | Allow.REPLY),
+        (("-P FORWARD DROP", "-A FORWARD -p tcp --sport 5000 --dport 80 -j ACCEPT"),
+         Allow.NEW | Allow.ORIGINAL),
+        # flags: what nearly all packets of a kind have
+        (("-A FORWARD -p tcp --syn -j DROP",), Allow.ORIGINAL | Allow.REPLY),
+        (("-A FORWARD -p tcp ! --syn -j DROP",), Allow.NEW),
+        (("-A FORWARD -p tcp ! --syn -m conntrack --ctstate NEW -j DROP",), Allow.ALL),
+        (("-A FORWARD -p tcp --tcp-flags ALL ALL -j DROP",), Allow.ALL),
+        (("-A FORWARD -p tcp --tcp-flags SYN,RST SYN,RST -j DROP",), Allow.ALL),
+        (("-A FORWARD -m conntrack --ctstate RELATED,INVALID -j DROP",), Allow.ALL),
+    ],
+)
+def test_allow_later(rules: tuple[str, ...], allow: Allow) -> None:
+    """The three kinds of packet of a flow, each as FORWARD would see it."""
+    assert policy(*rules).allow_later(SPEC) == allow
+
+
+def test_allow_later_of_a_flow_from_outside() -> None:
+    """Original and reply change sides, the interfaces do not."""
+    asked = policy("-P FORWARD DROP", "-A FORWARD -i bond0.def -j ACCEPT")
+    assert asked.allow_later(SPEC._replace(from_inside=False)) == Allow.REPLY
+
+
+def test_allow_later_of_the_head() -> None:
+    """The head's own flows do not pass FORWARD."""
+    assert policy("-P FORWARD DROP").allow_later(SPEC._replace(inside_ifindex=0)) == Allow.ALL
+
+
+def test_allow_later_of_an_echo() -> None:
+    """The opener sends requests, the other side replies."""
+    spec = SPEC._replace(proto=Proto.ICMP, peer_port=8)
+    asked = policy("-P FORWARD DROP", "-A FORWARD -p icmp --icmp-type echo-request -j ACCEPT")
+    assert asked.allow_later(spec) == Allow.NEW | Allow.ORIGINAL
+    asked = policy("-A FORWARD -p icmp --icmp-type echo-reply -j DROP")
+    assert asked.allow_later(spec) == Allow.NEW | Allow.ORIGINAL
+
+
+def test_allow_later_counts_nothing() -> None:
+    """Only packets are counted, and this is none."""
+    rules, counters = ruleset(["-A FORWARD -i bond0.def -j ACCEPT"]), RuleCounters()
+    Policy(rules, InterfaceTable(INTERFACES), counters, Uplinks()).allow_later(SPEC)
+    handle = rules.chain(TableName.FILTER, ChainName.FORWARD).rules[0].handle
+    assert counters.rule(handle) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [
+        (Masquerade(), SourceNat(OUTSIDE, True, None)),
+        (Masquerade(random=True), SourceNat(OUTSIDE, False, None)),
+        (Masquerade(random_fully=True), SourceNat(OUTSIDE, False, None)),
+        (Masquerade(PortRange(6000, 6001)), SourceNat(OUTSIDE, True, (6000, 6001))),
+    ],
+)
+def test_source_nat(target: Masquerade, wanted: SourceNat) -> None:
+    """Options of MASQUERADE in the words of the port pool."""
+    assert policy().source_nat(target, BOND_2, INSIDE) == wanted
+
+
+def test_source_nat_without_an_interface() -> None:
+    """It has gone, or has no address."""
+    assert policy().source_nat(Masquerade(), 99, INSIDE) is None
