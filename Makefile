@@ -44,6 +44,7 @@ asan: setup
 
 bench: setup
 	$(PY) -m pytest bench --benchmark-enable --benchmark-only $(ARGS)
+	$(PY) -m bench run $(GATEWAY)
 
 clean:
 	rm -rf $(VENV) build natengine.egg-info natengine/*.so natengine/*.c natengine/*/*.so natengine/*/*.c

@@ -153,3 +153,10 @@ def test_a_source_that_nobody_owns_takes_no_ports(gateway: Gateway) -> None:
         gateway.head(udp(f"192.0.2.{host}:5000 > 203.0.113.2:53"), BOND_2)
     assert gateway.engine.stats().mappings == 0
     assert not any(flow.spec.outside_ip == address("203.0.113.1") for flow in gateway.engine.flows())
+
+
+def test_own_connection_whose_first_sight_is_its_end(gateway: Gateway) -> None:
+    """The head closes a connection that began before the engine did, with data in the same segment."""
+    assert reason_of(gateway.head(tcp("203.0.113.1:22 > 203.0.113.2:4000", "FPA", b"x"))) is Reason.UNCHANGED
+    assert reason_of(gateway.back(tcp("203.0.113.2:4000 > 203.0.113.1:22", "FA"))) is Reason.UNCHANGED
+    assert reason_of(gateway.head(tcp("203.0.113.1:22 > 203.0.113.2:4000", "A"))) is Reason.UNCHANGED
