@@ -112,10 +112,11 @@ cdef inline uint16_t fold64(uint64_t total) noexcept nogil:
     return fold(<uint32_t>((total & 0xFFFF) + (total >> 16)))
 
 
-cdef inline void complete_transport_checksum(uint8_t *data, size_t length) noexcept nogil:
-    """Compute the TCP or UDP checksum of a packet that has none yet; `_fastpath_py.complete_checksum`."""
+cdef inline uint8_t *transport_checksum(uint8_t *data, size_t length) noexcept nogil:
+    """Return where a TCP or UDP packet keeps its checksum; NULL for a later fragment, a packet that is
+    not whole, and any other protocol."""
     if length < 20 or data[0] >> 4 != 4:
-        return
+        return NULL
     cdef uint32_t start = (data[0] & 15) * 4
     cdef uint32_t total_len = load16(data + 2)
     cdef uint32_t at = start
@@ -124,19 +125,58 @@ cdef inline void complete_transport_checksum(uint8_t *data, size_t length) noexc
     elif data[9] == IS_UDP:
         at += 6
     else:
-        return
+        return NULL
     if start < 20 or total_len > length or at + 2 > total_len or load16(data + 6) & 0x3FFF:
+        return NULL
+    return data + at
+
+
+cdef inline void complete_transport_checksum(uint8_t *data, size_t length) noexcept nogil:
+    """Compute the TCP or UDP checksum of a packet that has none yet; `_fastpath_py.complete_checksum`."""
+    cdef uint8_t *field = transport_checksum(data, length)
+    if field == NULL:
         return
-    store16(data + at, 0)
+    cdef uint32_t start = (data[0] & 15) * 4
+    cdef uint32_t size = load16(data + 2) - start
     cdef uint8_t pseudo[4]              # the addresses are summed where they stand
     pseudo[0], pseudo[1] = 0, data[9]
-    store16(pseudo + 2, <uint16_t>(total_len - start))
-    cdef uint64_t total = sum_bytes(data + 12, 8) + sum_bytes(pseudo, 4)
-    total += sum_bytes(data + start, total_len - start)
-    cdef uint16_t value = <uint16_t>~fold64(total)
+    store16(pseudo + 2, <uint16_t>size)
+    store16(field, 0)
+    cdef uint16_t value = <uint16_t>~fold64(
+        sum_bytes(data + 12, 8) + sum_bytes(pseudo, 4) + sum_bytes(data + start, size)
+    )
     if value == 0 and data[9] == IS_UDP:
         value = 0xFFFF                  # 0 would mean "none" (RFC 768)
-    memcpy(data + at, &value, 2)
+    memcpy(field, &value, 2)
+
+
+# ── partial checksums ────────────────────────────────────────────────────────────────────────────
+
+cdef struct Partial:                # a checksum that the kernel will go on from, before a rewrite
+    uint8_t *field                  # NULL: there is none
+    uint16_t value
+    uint32_t src
+    uint32_t dst
+
+
+cdef inline void note_partial(uint8_t *data, size_t length, Partial *partial) noexcept nogil:
+    """Remember a partial checksum, and the addresses that are in it."""
+    partial.field = transport_checksum(data, length)
+    if partial.field != NULL:
+        partial.value = load16(partial.field)
+        partial.src, partial.dst = load32(data + 12), load32(data + 16)
+
+
+cdef inline void carry_partial(const uint8_t *data, const Partial *partial) noexcept nogil:
+    """Write what a partial checksum is after a rewrite, over what the rewrite has made of it.
+
+    It is the sum of the pseudo-header, not complemented, and without the ports.
+    """
+    if partial.field != NULL:
+        store16(partial.field, fold(
+            partial.value + difference32(partial.src, load32(data + 12))
+            + difference32(partial.dst, load32(data + 16))
+        ))
 
 
 # ── packets ──────────────────────────────────────────────────────────────────────────────────────

@@ -11,10 +11,11 @@
                 front of the packet, so one iovec a packet and no byte is copied here
 
 GSO.  With NFQA_CFG_F_GSO a packet may be up to 64 KiB and its L4 checksum not there yet
-(NFQA_SKB_CSUMNOTREADY: the field holds the sum of the pseudo-header).  After a verdict with a payload
-the kernel takes the checksum as it stands (CHECKSUM_NONE), but computes it when it segments:
+(NFQA_SKB_CSUMNOTREADY: the field holds the sum of the pseudo-header, not complemented).  After a
+verdict with a payload the kernel takes the checksum as it stands (CHECKSUM_NONE), but when it
+segments a packet it computes each segment's: TCP's from nothing, UDP's from the sum in the field.
 
-    CSUMNOTREADY and GSO   leave it, the kernel's segmentation computes it
+    CSUMNOTREADY and GSO   carry the sum over to the new addresses, the kernel does the rest
     CSUMNOTREADY alone     compute it here, after the rewrite
     neither                it is right, and was updated with the rewrite
 
@@ -31,8 +32,8 @@ from libc.string cimport memcpy, memset
 
 from natengine._fastpath cimport FastPath
 from natengine._wire cimport (
-    PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers,
-    complete_transport_checksum,
+    PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Partial,
+    carry_partial, complete_transport_checksum, note_partial,
 )
 
 import os
@@ -42,11 +43,13 @@ cdef enum:
     MESSAGE_MAX = 65536 + 512           # a packet of 64 KiB and everything the kernel says about it
     # Not a multiple of a page: buffers at the same offset in their pages would share cache sets.
     STRIDE = MESSAGE_MAX + 64 * 37
-    SEND_MAX = 262144                   # bytes a sendmsg: the kernel copies them into one buffer
+    SEND_MAX = 65536                    # bytes a sendmsg: the kernel copies them into one buffer
     VERDICT_SIZE = 32                   # nlmsghdr 16, nfgenmsg 4, attribute header 4, verdict 8
     PAYLOAD_HEADER = 4
     PATHS = 10
     LOOK_UP_EVERY_NS = 1000000
+
+    UNFINISHED = NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO
 
     DROP = 0                            # NF_DROP, NF_ACCEPT
     ACCEPT = 1
@@ -79,7 +82,7 @@ cdef inline uint32_t be32(const uint8_t *at) noexcept nogil:
 
 cdef inline bint lacks_checksum(const Packet *packet) noexcept nogil:
     """Whether nobody but us will compute the packet's L4 checksum."""
-    return packet.skb_info & (NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO) == NFQA_SKB_CSUMNOTREADY
+    return packet.skb_info & UNFINISHED == NFQA_SKB_CSUMNOTREADY
 
 
 cdef class TableLock:
@@ -250,6 +253,10 @@ cdef class BatchedQueue:
     cdef void settle_one(self, Packet *packet, int64_t now) noexcept nogil:
         """Let the table, or Python, decide about a packet, and write its verdict."""
         cdef int path = packet.path
+        cdef Partial partial
+        partial.field = NULL
+        if packet.skb_info & UNFINISHED == UNFINISHED:
+            note_partial(packet.payload, packet.length, &partial)
         if path == 0:
             path = self.table.finish(packet.payload, &packet.headers, now)
         cdef bint rewritten = path == PATH_TRANSLATED
@@ -261,13 +268,15 @@ cdef class BatchedQueue:
             self.settled[path] += 1
             if rewritten and lacks_checksum(packet):
                 complete_transport_checksum(packet.payload, packet.length)
+        if rewritten:
+            carry_partial(packet.payload, &partial)
         self.verdict(packet, accepted, rewritten)
 
     cdef (bint, bint) ask(self, int path, Packet *packet, int64_t now) noexcept:
         """Let Python decide; returns whether to accept, and whether the packet was rewritten.
 
         The core sees every checksum as it will be on the wire, so one that is missing is computed
-        first.  (Of a GSO packet the kernel will compute it, whatever stands there.)
+        first; but that of a GSO packet is the kernel's, and `settle_one` sees to it.
         """
         cdef bytearray copy
         if lacks_checksum(packet):

@@ -6,6 +6,7 @@ import select
 from collections import defaultdict
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_LINK
 
 from natengine.vocab import Interface
 from natengine.wire.addr import parse_ipv4
@@ -23,7 +24,7 @@ class RouteSocket:
         # Two sockets: a dump on the one that gets the events would swallow those that come meanwhile.
         self._dumps = IPRoute()
         self._events = IPRoute()
-        self._events.bind()
+        self._events.bind(groups=RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE)
         self._poll = select.poll()
         self._poll.register(self._events.fileno(), select.POLLIN)
 

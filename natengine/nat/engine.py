@@ -328,6 +328,8 @@ class NatEngine:
         Returns:
             How many flows ended.
         """
+        if interfaces == self.interfaces:
+            return 0                        # an event that changes nothing must not make flows STALE
         vanished = {ip for ip in _addresses(self.interfaces) if not interfaces.owns(ip)}
         self.interfaces = interfaces
         self._renew_policy()

@@ -20,6 +20,11 @@ class InterfaceTable:
         self._addresses = frozenset(ip for each in self._by_index.values() for ip in each.addresses)
         self._broadcasts = frozenset(ip for each in self._by_index.values() for ip in each.broadcasts)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, InterfaceTable) and self._by_index == other._by_index
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __iter__(self) -> Iterator[Interface]:
         return iter(self._by_index.values())
 
