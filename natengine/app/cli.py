@@ -98,7 +98,7 @@ def _run(words: list[str], run_dir: Path) -> int:
     from natengine.app.gateway import GatewayConfig
 
     parser = _Parser(
-        "natengine run", description="Be the gateway of this network namespace until SIGTERM or SIGINT.",
+        "natengine run", description="Be the gateway of this network namespace until SIGTERM, SIGINT or SIGHUP.",
         epilog="Prints `ready` when packets are being translated. Without rules nothing is forwarded "
         "until the first MASQUERADE rule comes (natengine iptables …).",
     )

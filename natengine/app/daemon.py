@@ -1,4 +1,4 @@
-"""`natengine run`: the engine in the foreground, until SIGTERM or SIGINT."""
+"""`natengine run`: the engine in the foreground, until SIGTERM, SIGINT or SIGHUP."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.panel import Panel
 
 from .engine import OWNERS_COMMANDS, Engine
-from .errors import LabError
+from .errors import CommandFailed, LabError
 from .lab import DEFAULT_PREFIX, Lab, unique_prefix
 
 PICTURE = """\
@@ -180,14 +180,21 @@ def _told(story: Callable[[], None], console: Console, clean_up: Callable[[], ob
     try:
         story()
     except KeyboardInterrupt:
-        console.print("\n[yellow]Interrupted.[/] Taking everything down.")
-        return 130
+        return _interrupted(console)
     except (LabError, OSError) as error:
+        # A Ctrl-C goes to every process of the group; a command may have ended of it before we hear of it.
+        if isinstance(error, CommandFailed) and error.returncode in (-signal.SIGINT, 128 + signal.SIGINT):
+            return _interrupted(console)
         console.print(f"\n[bold red]It did not work:[/] {error}")
         return 1
     finally:
         clean_up()
     return 0
+
+
+def _interrupted(console: Console) -> int:
+    console.print("\n[yellow]Interrupted.[/] Taking everything down.")
+    return 130
 
 
 def _interrupt(_number: int, _frame: object) -> NoReturn:
