@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        status = _dispatch(words)
+        sys.stdout.flush()              # here, where somebody catches what it may raise
+        return status
     except NatengineError as error:
         print(f"natengine: {error}", file=sys.stderr)
         return error.exit_status
