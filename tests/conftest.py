@@ -1,6 +1,17 @@
-"""Fixtures that every test may ask for by name."""
+"""Fixtures that every test may ask for by name, and how hypothesis looks for examples."""
 
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
 from support.backends import fastpath_backend
 from support.engines import gateway
 
 __all__ = ["fastpath_backend", "gateway"]
+
+# The same examples in every CI run: a change is judged by what it changed.  Elsewhere hypothesis goes
+# on looking for new ones, and NATENGINE_EXAMPLES says how long.
+settings.register_profile("ci", derandomize=True, database=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")

@@ -37,20 +37,22 @@ def pseudo_header_sum(src: int, dst: int, proto: int, length: int) -> int:
     return _fold((src >> 16) + (src & 0xFFFF) + (dst >> 16) + (dst & 0xFFFF) + proto + length)
 
 
-def difference(old_ip: int, new_ip: int, old_port: int = 0, new_port: int = 0) -> int:
-    """Return what changes in a sum when an address and a port change: the `~m + m'` of RFC 1624.
+def difference16(old: int, new: int) -> int:
+    """Return what changes in a sum when one of its words does: the `~m + m'` of RFC 1624.
 
-    The result is what `update` takes.  It is worked out once for a rewrite and applied to each
-    checksum that covers the changed words.
+    The result is what `update` takes; differences add up, folded or not.  One's complement has two
+    zeros, so nothing is added here for a word that is not there: 0xFFFF would turn one into the other.
     """
-    return _fold(
-        (~old_ip >> 16 & 0xFFFF) + (~old_ip & 0xFFFF) + (new_ip >> 16) + (new_ip & 0xFFFF)
-        + (~old_port & 0xFFFF) + new_port
-    )
+    return (~old & 0xFFFF) + new
+
+
+def difference32(old: int, new: int) -> int:
+    """Return the same for two words, such as an address."""
+    return difference16(old >> 16, new >> 16) + difference16(old & 0xFFFF, new & 0xFFFF)
 
 
 def update(value: int, change: int) -> int:
-    """Return the header checksum `value` after a `change` from `difference`.
+    """Return the header checksum `value` after a `change` from `difference16` and `difference32`.
 
     Source: RFC 1624, equation 3: HC' = ~(~HC + ~m + m').  RFC 1141's form fails for a zero result.
     A UDP caller must leave 0 ("no checksum") alone and map a result of 0 to 0xFFFF (RFC 768).

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from natengine.errors import BadPacket
 from natengine.vocab import Proto
-from natengine.wire.checksum import checksum, difference, pseudo_header_sum, update
+from natengine.wire.checksum import checksum, difference16, difference32, pseudo_header_sum, update
 from natengine.wire.ipv4 import (
     IP_CHECKSUM,
     IP_DST,
@@ -51,16 +51,16 @@ def _rewrite(
     fragment, or a protocol without ports.
 
     Returns:
-        The change (`difference`) of the sum over all bytes of the packet, for a checksum outside
+        The change (`difference16`, added up) of the sum over all bytes of the packet, for a checksum outside
         that covers this packet as data (an ICMP error that quotes it).
     """
     start = ip.header_len
     packet[address_at:address_at + 4] = new_ip.to_bytes(4, "big")
-    address_change = difference(old_ip, new_ip)
+    address_change = difference32(old_ip, new_ip)
     header_sum = get16(packet, IP_CHECKSUM)
     new_header_sum = update(header_sum, address_change)
     put16(packet, IP_CHECKSUM, new_header_sum)
-    change = address_change + difference(0, 0, header_sum, new_header_sum)
+    change = address_change + difference16(header_sum, new_header_sum)
     if new_port is None:
         return change
     if ip.proto == Proto.ICMP:
@@ -72,7 +72,7 @@ def _rewrite(
     if ip.proto == Proto.ICMP and old_port == new_port:
         return change                              # nothing that its checksum covers has changed
     put16(packet, start + port_at, new_port)
-    port_change = difference(0, 0, old_port, new_port)
+    port_change = difference16(old_port, new_port)
     change += port_change
     sum_at = start + TRANSPORT_CHECKSUM[Proto(ip.proto)]
     if sum_at + 2 > len(packet):                   # a quoted packet may end before its checksum (RFC 792)
@@ -84,7 +84,7 @@ def _rewrite(
     if new_sum == 0 and (ip.proto == Proto.UDP or _is_zero_echo(packet, ip, start)):
         new_sum = 0xFFFF                           # in UDP 0 would mean "none"
     put16(packet, sum_at, new_sum)
-    return change + difference(0, 0, old_sum, new_sum)
+    return change + difference16(old_sum, new_sum)
 
 
 def _is_zero_echo(packet: bytearray, ip: Ipv4Fields, start: int) -> bool:

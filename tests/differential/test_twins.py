@@ -34,6 +34,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.backends import load_both, table_config
 
 from natengine.flow.records import FlowKey, FlowSpec, Path
+from natengine.vocab import Hook, Proto
 
 EXAMPLES = int(os.environ.get("NATENGINE_EXAMPLES", "100"))
 FUZZ_CALLS = int(os.environ.get("NATENGINE_FUZZ_CALLS", "20000"))
@@ -199,3 +200,19 @@ def test_random_bytes_leave_both_the_same() -> None:
         paths.add(Path(path))
     assert python.snapshot() == cython.snapshot()
     assert paths == set(Path) - {Path.STALE, Path.REFUSED_FORWARD, Path.UNCHANGED}      # all that it can
+
+
+def test_both_keep_the_zero_that_was_there() -> None:
+    """0xFFFF and 0 are one number to the checksum; a change of nothing must not turn one into the other."""
+    spec = FlowSpec(Proto.TCP, 0xFFFF_FFFF, 0, 0, 0, 0xCB00_7102, 0, True, 0, 4, 7)
+    original = packet_of(spec, Hook.POSTROUTING, flags=2)
+    original[10:12] = b"\xff\xff"
+    results = []
+    for backend in load_both():
+        packet = bytearray(original)
+        table = backend.FastPath(table_config(1))
+        table.install(spec, 0)
+        assert table.translate(packet, Hook.POSTROUTING, 0) == Path.TRANSLATED
+        results.append(bytes(packet))
+    assert results[0] == results[1]
+    assert results[0][10:12] == b"\xff\xff"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from natengine.wire.checksum import checksum, difference, pseudo_header_sum, update
+from natengine.wire.checksum import checksum, difference16, difference32, pseudo_header_sum, update
 
 words = st.integers(0, 0xFFFF)
 addresses = st.integers(0, 0xFFFF_FFFF)
@@ -56,7 +56,7 @@ def test_longest_datagram_does_not_overflow() -> None:
     (0xFFFA, 0x0000, 0x0005, 0xFFF5),
 ])
 def test_known_updates(value: int, old: int, new: int, expected: int) -> None:
-    assert expected == update(value, difference(0, 0, old, new))
+    assert expected == update(value, difference16(old, new))
 
 
 @given(addresses, addresses, words, words, st.binary(min_size=1, max_size=20))
@@ -67,7 +67,7 @@ def test_update_comes_to_what_computing_anew_comes_to(
     rest += b"\x01"
     old = checksum(struct.pack("!IH", old_ip, old_port) + rest)
     new = checksum(struct.pack("!IH", new_ip, new_port) + rest)
-    assert new == update(old, difference(old_ip, new_ip, old_port, new_port))
+    assert new == update(old, difference32(old_ip, new_ip) + difference16(old_port, new_port))
 
 
 @given(words, words, addresses, addresses, words, words)
@@ -75,14 +75,14 @@ def test_difference_between_two_checksums_is_kept(
     right: int, wrong: int, old_ip: int, new_ip: int, old_port: int, new_port: int
 ) -> None:
     """A damaged packet leaves as damaged as it came: the receiver can see it."""
-    change = difference(old_ip, new_ip, old_port, new_port)
+    change = difference32(old_ip, new_ip) + difference16(old_port, new_port)
     assert (right - wrong) % 0xFFFF == (update(right, change) - update(wrong, change)) % 0xFFFF
 
 
 @given(addresses, addresses, words, words)
 def test_there_and_back(old_ip: int, new_ip: int, value: int, port: int) -> None:
-    there = update(value, difference(old_ip, new_ip, port, 80))
-    back = update(there, difference(new_ip, old_ip, 80, port))
+    there = update(value, difference32(old_ip, new_ip) + difference16(port, 80))
+    back = update(there, difference32(new_ip, old_ip) + difference16(80, port))
     assert value % 0xFFFF == back % 0xFFFF
 
 
