@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from natengine._tcp_window cimport Segment, Side
 from natengine._wire cimport Headers, Key
 
 
@@ -37,16 +38,17 @@ cdef struct Flow:
     uint8_t seen_reply
     uint8_t assured
     uint8_t in_use
-    uint64_t generation
+    uint8_t scales[2]
+    uint32_t generation
     uint64_t deadline_ns
-    uint64_t filed_tick
-    uint64_t created_ns
+    Side sides[2]                   # opener, other
     uint64_t packets[2]             # original, reply
     uint64_t bytes[2]
     Link links[2]                   # BY_DEADLINE, BY_USE
     uint32_t inside_ifindex
     uint32_t uplink_ifindex
-    uint64_t spare                  # makes a record two cache lines of 64 bytes
+    uint16_t filed_slot             # of the wheel
+    uint8_t spare[6]                # makes a record two cache lines of 64 bytes
 
 
 cdef struct Entry:                  # of the index; two a flow
@@ -66,13 +68,14 @@ cdef class FastPath:
     cdef Queue unreplied            # least recently used first
     cdef Queue wheel[WHEEL_SLOTS]
     cdef uint64_t tick              # the next second `expire` looks at
-    cdef uint64_t generation
+    cdef uint32_t generation
     cdef uint64_t hash_key[2]
     cdef uint64_t tcp_timeouts_ns[TCP_STATES]
     cdef uint64_t udp_timeout_ns
     cdef uint64_t icmp_timeout_ns
     cdef uint8_t transitions[2 * TCP_SEGMENTS * TCP_STATES]
     cdef uint8_t segment_of_flags[256]
+    cdef bint tcp_liberal
 
     # Whole packet path of a known flow; returns a Path.  `data` need not be aligned; nothing behind
     # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call these.
@@ -84,9 +87,11 @@ cdef class FastPath:
     cdef void fetch(self, const Headers *headers) noexcept nogil
     cdef int finish(self, uint8_t *data, const Headers *headers, int64_t now_ns) noexcept nogil
 
+    cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil
     cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil
     cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil
     cdef void file(self, uint32_t flow_id) noexcept nogil
+    cdef uint64_t filed_tick(self, const Flow *flow) noexcept nogil
     cdef void enter(self, uint32_t flow_id, bint leaving) noexcept nogil
     cdef void forget(self, uint32_t flow_id, bint leaving) noexcept nogil
     cdef uint32_t add(self, const Flow *flow, uint64_t now_ns) noexcept nogil

@@ -31,15 +31,18 @@ from libc.stdint cimport (
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from natengine._tcp_window cimport ASIDE, FLAG_RST, OUTSIDE, Segment, Side, judge, note_segment, read_segment
 from natengine._wire cimport (
     HOOK_POSTROUTING, HOOK_PREROUTING, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
-    PATH_REFUSED_STATE, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Key,
+    PATH_REFUSED_STATE, PATH_REFUSED_WINDOW, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Key,
     complete_transport_checksum, parse_untrusted, rewrite,
 )
 
 from natengine._fastpath_py import FULL, NOT_FOUND, SLOTS, TAKEN, TICK_NS, TableConfig
 from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
 from natengine.flow.tcp_state import SEGMENTS, STATES
+from natengine.flow.tcp_window import UNHEARD_SIDES
+from natengine.flow.tcp_window import Side as SideInfo
 
 __all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
@@ -135,6 +138,7 @@ A flow table of fixed capacity and the packet path over it.
         self.icmp_timeout_ns = config.icmp_timeout_ns
         self.hash_key[0] = int.from_bytes(config.hash_key[:8], "little")
         self.hash_key[1] = int.from_bytes(config.hash_key[8:], "little")
+        self.tcp_liberal = config.tcp_liberal
         cdef int i
         for i in range(TCP_STATES):
             self.tcp_timeouts_ns[i] = config.tcp_timeouts_ns[i]
@@ -200,14 +204,13 @@ A flow table of fixed capacity and the packet path over it.
         cdef bint is_reply = leaving != flow.from_inside
         if not flow.allow & (ALLOW_REPLY if is_reply else ALLOW_ORIGINAL if flow.seen_reply else ALLOW_NEW):
             return PATH_REFUSED_FORWARD
-        cdef uint32_t row
-        cdef uint8_t state
+        cdef Segment segment
+        cdef int refusal
         if flow.proto == IS_TCP:
-            row = is_reply * TCP_SEGMENTS + self.segment_of_flags[headers.tcp_flags]
-            state = self.transitions[row * TCP_STATES + flow.tcp_state]
-            if state == REFUSED:
-                return PATH_REFUSED_STATE
-            flow.tcp_state = state
+            read_segment(data, headers, &segment)
+            refusal = self.follow(flow, is_reply, &segment)
+            if refusal:
+                return refusal
         self.note(flow_id, is_reply, headers.total_len, <uint64_t>now_ns)
         if flow.inside_ip == flow.outside_ip and flow.inside_port == flow.outside_port:
             return PATH_UNCHANGED
@@ -217,8 +220,25 @@ A flow table of fixed capacity and the packet path over it.
             rewrite(data, headers, flow.inside_ip, flow.inside_port)
         return PATH_TRANSLATED
 
+    cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil:
+        """Move the TCP state and the sequence numbers on; 0, or the Path of a segment to refuse."""
+        cdef uint8_t before = flow.tcp_state
+        cdef uint32_t row = is_reply * TCP_SEGMENTS + self.segment_of_flags[segment.flags]
+        cdef uint8_t after = self.transitions[row * TCP_STATES + before]
+        if after == REFUSED:
+            return PATH_REFUSED_STATE
+        cdef int judgement = judge(flow.sides, is_reply, segment, before, after)
+        if judgement == OUTSIDE and (segment.flags & FLAG_RST or not self.tcp_liberal):
+            return PATH_REFUSED_WINDOW
+        if judgement != ASIDE:
+            flow.tcp_state = after
+            note_segment(flow.sides, flow.scales, is_reply, segment, before, after)
+        return 0
+
     def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None:
-        """Count a packet of `length` bytes that was rewritten elsewhere (a later fragment).
+        """Count a packet of `length` bytes that was rewritten elsewhere (a fragment).
+
+        Its sequence numbers were not read, so those of its sender are taken anew from the next segment.
 
         Raises:
             KeyError: No such flow.
@@ -230,6 +250,7 @@ A flow table of fixed capacity and the packet path over it.
         if not self.exists(wanted):
             raise KeyError(wanted)
         cdef bint is_reply = (at_hook == HOOK_POSTROUTING) != self.flows[wanted].from_inside
+        self.flows[wanted].sides[is_reply].max_win = 0
         self.note(<uint32_t>wanted, is_reply, n_bytes, <uint64_t>at_ns)
 
     cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil:
@@ -256,8 +277,8 @@ A flow table of fixed capacity and the packet path over it.
         else:
             timeout = self.icmp_timeout_ns
         flow.deadline_ns = now_ns + timeout
-        if flow.deadline_ns / NS_PER_TICK + 1 < flow.filed_tick:        # a shorter timeout than before
-            unlink(self.flows, &self.wheel[flow.filed_tick % WHEEL_SLOTS], BY_DEADLINE, flow_id)
+        if flow.deadline_ns / NS_PER_TICK + 1 < self.filed_tick(flow):  # a shorter timeout than before
+            unlink(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
             self.file(flow_id)
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
@@ -292,7 +313,7 @@ A flow table of fixed capacity and the packet path over it.
         record[0] = flow[0]
         record.in_use = 1
         record.generation = self.generation
-        record.created_ns = record.deadline_ns = now_ns
+        record.deadline_ns = now_ns
         self.enter(flow_id, True)
         self.enter(flow_id, False)
         append(self.flows, &self.unreplied, BY_USE, flow_id)
@@ -315,7 +336,7 @@ A flow table of fixed capacity and the packet path over it.
         self.forget(flow_id, False)
         if not flow.seen_reply:
             unlink(self.flows, &self.unreplied, BY_USE, flow_id)
-        unlink(self.flows, &self.wheel[flow.filed_tick % WHEEL_SLOTS], BY_DEADLINE, flow_id)
+        unlink(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
         flow.in_use = 0
         flow.links[BY_DEADLINE].after = self.free_first
         self.free_first = flow_id
@@ -366,9 +387,11 @@ A flow table of fixed capacity and the packet path over it.
             flow.peer_ip, flow.peer_port, <bint>flow.from_inside,
             flow.inside_ifindex, flow.uplink_ifindex, flow.allow,
         )
+        sides = UNHEARD_SIDES
+        if flow.proto == IS_TCP:
+            sides = describe_side(flow, 0), describe_side(flow, 1)
         return FlowInfo(
-            flow_id, spec, flow.tcp_state, <bint>flow.seen_reply, <bint>flow.assured,
-            flow.created_ns, flow.deadline_ns,
+            flow_id, spec, flow.tcp_state, <bint>flow.seen_reply, <bint>flow.assured, flow.deadline_ns, sides,
             flow.packets[0], flow.bytes[0], flow.packets[1], flow.bytes[1],
         )
 
@@ -436,10 +459,15 @@ A flow table of fixed capacity and the packet path over it.
     cdef void file(self, uint32_t flow_id) noexcept nogil:
         """File a flow under the second after its deadline, or under the last one of the wheel."""
         cdef Flow *flow = &self.flows[flow_id]
-        flow.filed_tick = max(
+        cdef uint64_t filed_tick = max(
             self.tick, min(flow.deadline_ns / NS_PER_TICK + 1, self.tick + WHEEL_SLOTS - 1)
         )
-        append(self.flows, &self.wheel[flow.filed_tick % WHEEL_SLOTS], BY_DEADLINE, flow_id)
+        flow.filed_slot = <uint16_t>(filed_tick % WHEEL_SLOTS)
+        append(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
+
+    cdef uint64_t filed_tick(self, const Flow *flow) noexcept nogil:
+        """The second under which a flow is filed: the next one that has its slot."""
+        return self.tick + ((flow.filed_slot - self.tick) & (WHEEL_SLOTS - 1))
 
     def expire(self, now_ns: int, budget: int) -> list[FlowInfo]:
         """Remove flows whose deadline has passed and return what they were.
@@ -496,6 +524,11 @@ cdef inline Key key_of(const Flow *flow, bint leaving) noexcept nogil:
     key.proto = flow.proto
     key.leaving = leaving
     return key
+
+
+cdef object describe_side(const Flow *flow, int is_reply):
+    cdef const Side *side = &flow.sides[is_reply]
+    return SideInfo(side.end, side.acked, side.max_win, flow.scales[is_reply])
 
 
 cdef int64_t fit(value, int64_t first, int64_t last) except? -1:

@@ -29,6 +29,7 @@ from typing import NamedTuple, final
 from natengine.errors import BadPacket, Truncated
 from natengine.flow.records import Allow, FlowInfo, FlowKey, FlowSpec, Path, flow_key
 from natengine.flow.tcp_state import REFUSED, SEGMENTS, STATES, TcpState
+from natengine.flow.tcp_window import UNHEARD_SIDES, Judgement, judge, note, unhear
 from natengine.vocab import Hook, Proto
 from natengine.wire.ipv4 import (
     ICMP_ECHO_REPLY,
@@ -39,6 +40,7 @@ from natengine.wire.ipv4 import (
     parse_transport_untrusted,
 )
 from natengine.wire.rewrite import complete_checksum, rewrite_destination, rewrite_source
+from natengine.wire.tcp import RST, TcpSegment, read_segment
 
 __all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
@@ -89,6 +91,7 @@ class TableConfig(NamedTuple):
     transitions: bytes
     segment_of_flags: bytes
     hash_key: bytes                     # 16 random bytes: nobody outside may choose collisions
+    tcp_liberal: bool = False           # let segments outside the window pass, but for RSTs
 
     def check(self) -> None:
         """Refuse what would make either twin read or count wrong.
@@ -119,8 +122,8 @@ class _Flow:
     """One record of the table."""
 
     __slots__ = (
-        "allow", "assured", "created_ns", "deadline_ns", "filed_tick", "flow_id", "generation",
-        "original_bytes", "original_packets", "reply_bytes", "reply_packets", "seen_reply", "spec",
+        "allow", "assured", "deadline_ns", "filed_slot", "flow_id", "generation",
+        "original_bytes", "original_packets", "reply_bytes", "reply_packets", "seen_reply", "sides", "spec",
         "tcp_state",
     )
 
@@ -131,14 +134,15 @@ class _Flow:
         self.generation = generation
         self.tcp_state = int(TcpState.NONE)
         self.seen_reply = self.assured = False
-        self.created_ns = self.deadline_ns = now_ns
-        self.filed_tick = 0
+        self.sides = UNHEARD_SIDES
+        self.deadline_ns = now_ns
+        self.filed_slot = 0
         self.original_packets = self.original_bytes = self.reply_packets = self.reply_bytes = 0
 
     def info(self) -> FlowInfo:
         return FlowInfo(
             self.flow_id, self.spec._replace(allow=self.allow), self.tcp_state, self.seen_reply, self.assured,
-            self.created_ns, self.deadline_ns,
+            self.deadline_ns, self.sides,
             self.original_packets, self.original_bytes, self.reply_packets, self.reply_bytes,
         )
 
@@ -206,11 +210,9 @@ class FastPath:
         if not flow.allow & needed:
             return Path.REFUSED_FORWARD
         if ip.proto == Proto.TCP:
-            segment = self._config.segment_of_flags[transport.tcp_flags]
-            state = self._config.transitions[(is_reply * SEGMENTS + segment) * STATES + flow.tcp_state]
-            if state == REFUSED:
-                return Path.REFUSED_STATE
-            flow.tcp_state = state
+            refusal = self._follow(flow, is_reply, read_segment(packet, ip))
+            if refusal:
+                return refusal
         self._note(flow, is_reply, ip.total_len, now_ns)
         if spec.inside_ip == spec.outside_ip and spec.inside_port == spec.outside_port:
             return Path.UNCHANGED
@@ -220,8 +222,25 @@ class FastPath:
             rewrite_destination(packet, ip, spec.inside_ip, spec.inside_port)
         return Path.TRANSLATED
 
+    def _follow(self, flow: _Flow, is_reply: bool, segment: TcpSegment) -> int:
+        """Move the TCP state and the sequence numbers on; 0, or the Path of a segment to refuse."""
+        before = flow.tcp_state
+        kind = self._config.segment_of_flags[segment.flags]
+        after = self._config.transitions[(is_reply * SEGMENTS + kind) * STATES + before]
+        if after == REFUSED:
+            return Path.REFUSED_STATE
+        judgement = judge(flow.sides, is_reply, segment, before, after)
+        if judgement == Judgement.OUTSIDE and (segment.flags & RST or not self._config.tcp_liberal):
+            return Path.REFUSED_WINDOW
+        if judgement != Judgement.ASIDE:
+            flow.tcp_state = after
+            flow.sides = note(flow.sides, is_reply, segment, before, after)
+        return 0
+
     def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None:
-        """Count a packet of `length` bytes that was rewritten elsewhere (a later fragment).
+        """Count a packet of `length` bytes that was rewritten elsewhere (a fragment).
+
+        Its sequence numbers were not read, so those of its sender are taken anew from the next segment.
 
         Raises:
             KeyError: No such flow.
@@ -229,7 +248,9 @@ class FastPath:
         flow_id, hook, length = _fit(flow_id, _INT64), _fit(hook, _INT), _fit(length, _U32)
         now_ns = _fit(now_ns, _TIME_NS)
         flow = self._flows[flow_id]
-        self._note(flow, (hook == Hook.POSTROUTING) != flow.spec.from_inside, length, now_ns)
+        is_reply = (hook == Hook.POSTROUTING) != flow.spec.from_inside
+        flow.sides = unhear(flow.sides, is_reply)
+        self._note(flow, is_reply, length, now_ns)
 
     def _note(self, flow: _Flow, is_reply: bool, length: int, now_ns: int) -> None:
         """Count the packet and give the flow its next deadline."""
@@ -252,8 +273,8 @@ class FastPath:
         else:
             timeout = self._config.icmp_timeout_ns
         flow.deadline_ns = now_ns + timeout
-        if flow.deadline_ns // TICK_NS + 1 < flow.filed_tick:    # a shorter timeout than before
-            self._wheel[flow.filed_tick % SLOTS].pop(flow.flow_id)
+        if flow.deadline_ns // TICK_NS + 1 < self._filed_tick(flow):    # a shorter timeout than before
+            self._wheel[flow.filed_slot].pop(flow.flow_id)
             self._file(flow)
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
@@ -285,7 +306,7 @@ class FastPath:
             return None
         del self._by_key[flow.spec.leaving], self._by_key[flow.spec.arriving]
         self._unreplied.pop(flow_id, None)
-        self._wheel[flow.filed_tick % SLOTS].pop(flow_id, None)
+        self._wheel[flow.filed_slot].pop(flow_id, None)
         self._free.append(flow_id)
         return flow.info()
 
@@ -331,8 +352,13 @@ class FastPath:
 
     def _file(self, flow: _Flow) -> None:
         """File a flow under the second after its deadline, or under the last one of the wheel."""
-        flow.filed_tick = max(self._tick, min(flow.deadline_ns // TICK_NS + 1, self._tick + SLOTS - 1))
-        self._wheel[flow.filed_tick % SLOTS][flow.flow_id] = None
+        filed_tick = max(self._tick, min(flow.deadline_ns // TICK_NS + 1, self._tick + SLOTS - 1))
+        flow.filed_slot = filed_tick % SLOTS
+        self._wheel[flow.filed_slot][flow.flow_id] = None
+
+    def _filed_tick(self, flow: _Flow) -> int:
+        """The second under which a flow is filed: the next one that has its slot."""
+        return self._tick + (flow.filed_slot - self._tick) % SLOTS
 
     def expire(self, now_ns: int, budget: int) -> list[FlowInfo]:
         """Remove flows whose deadline has passed and return what they were.

@@ -27,4 +27,5 @@ class Settings:
     timeouts: Timeouts = Timeouts()
     max_flows: int = 262_144                       # nf_conntrack_max of a common kernel
     max_fragment_trains: int = 4096                # datagrams in flight as fragments, all hosts together
+    tcp_liberal: bool = False                      # nf_conntrack_tcp_be_liberal: only RSTs must be in the window
     fragment_timeout_ns: int = 30 * SECOND_NS      # net.ipv4.ipfrag_time; RFC 6146 wants 2 s at least

@@ -73,6 +73,7 @@ class Reason(enum.IntEnum):
     TRUNCATED = 28          # fewer bytes captured than the headers promise
     FRAGMENT_LIMIT = 29     # the memory for fragments is full
     BAD_CHECKSUM = 30       # an ICMP error whose own checksum, or that of the header it quotes, is wrong
+    TCP_WINDOW = 31         # a segment whose sequence numbers do not belong to the connection (RFC 5961)
 
     @property
     def verdict(self) -> Verdict:

@@ -46,7 +46,7 @@ cdef enum:
     SEND_MAX = 65536                    # bytes a sendmsg: the kernel copies them into one buffer
     VERDICT_SIZE = 32                   # nlmsghdr 16, nfgenmsg 4, attribute header 4, verdict 8
     PAYLOAD_HEADER = 4
-    PATHS = 10
+    PATHS = 11
     LOOK_UP_EVERY_NS = 1000000
 
     UNFINISHED = NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO

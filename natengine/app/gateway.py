@@ -58,7 +58,7 @@ def make_fast_path(choice: str, settings: Settings) -> tuple[str, FastPath]:
     """Return the name of a fast path and an empty one of that kind."""
     config = TableConfig(
         settings.max_flows, timeouts_by_state(settings.timeouts), settings.timeouts.udp_ns,
-        settings.timeouts.icmp_query_ns, TRANSITIONS, SEGMENT_OF_FLAGS, os.urandom(16),
+        settings.timeouts.icmp_query_ns, TRANSITIONS, SEGMENT_OF_FLAGS, os.urandom(16), settings.tcp_liberal,
     )
     return create(choice, config)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from natengine.flow.tcp_window import Sides
 from natengine.vocab import Hook, Proto
 from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST
 
@@ -35,6 +36,7 @@ class Path(enum.IntEnum):
     REFUSED_FORWARD = 7     # known flow, the FORWARD chain does not let this direction pass: drop
     BAD_HEADER = 8          # the headers contradict each other: drop
     TRUNCATED = 9           # the headers promise more bytes than there are: drop
+    REFUSED_WINDOW = 10     # known flow, TCP segment with sequence numbers that do not belong to it: drop
 
 
 class Allow(enum.IntFlag):
@@ -95,8 +97,8 @@ class FlowInfo(NamedTuple):
     tcp_state: int
     seen_reply: bool
     assured: bool           # TCP: was established; UDP: the opener answered a reply
-    created_ns: int
     deadline_ns: int        # when it ends if nothing more comes
+    sides: Sides            # TCP: the sequence numbers of the opener and of the other
     original_packets: int
     original_bytes: int
     reply_packets: int

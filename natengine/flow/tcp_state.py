@@ -20,7 +20,7 @@ Departures from nf_conntrack:
     does not count as the other side's, and a half-closed connection keeps the established timeout.
  2. A segment after RST brings the connection back (RFC 7857 2.2: the RST may have been forged or lost).
  3. A SYN from the opener starts CLOSE and TIME_WAIT over.
-Limits: no sequence-window check; a RST with the right addresses and ports is believed, for 240 s.
+Sequence numbers are the business of `flow.tcp_window`: a segment outside its window never gets here.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from __future__ import annotations
 import enum
 
 from natengine.settings import Timeouts
+from natengine.wire.tcp import ACK, FIN, RST, SYN
 
 
 class TcpState(enum.IntEnum):
@@ -55,8 +56,6 @@ class Segment(enum.IntEnum):
     RST = 4
     ILLEGAL = 5
 
-
-FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 
 REFUSED = 255                       # the segment does not belong to this state: drop it, change nothing
 

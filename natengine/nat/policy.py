@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from natengine.flow.records import Allow, FlowSpec
-from natengine.flow.tcp_state import ACK, SYN
 from natengine.nat.interfaces import InterfaceTable
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, compile_chain
@@ -35,6 +34,7 @@ from natengine.rules.model import (
 )
 from natengine.vocab import CtState, PacketMeta, Proto
 from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
+from natengine.wire.tcp import ACK, SYN
 
 ALLOW_ALL = Allow.ALL.value
 ASK_FORWARD = 0                     # no bits of Allow: the answer is not known beforehand

@@ -20,12 +20,12 @@ from typing import NamedTuple
 from natengine.fastpath import NOT_FOUND, FastPath
 from natengine.flow.mappings import Endpoint, MappingTable
 from natengine.flow.records import Allow, FlowSpec, flow_key, icmp_query_port
-from natengine.flow.tcp_state import ACK, FIN, RST, SYN
 from natengine.nat.policy import ASK_FORWARD, Policy, SourceNat, is_drop
 from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
 from natengine.rules.model import Masquerade
 from natengine.vocab import CtState, Hook, PacketMeta, Proto, Reason
 from natengine.wire.ipv4 import ICMP_ECHO_REQUEST, Ipv4Fields, Transport
+from natengine.wire.tcp import ACK, FIN, RST, SYN
 
 ALLOW_NEW = Allow.NEW.value
 

@@ -37,11 +37,14 @@ def udp_payload(
 
 
 def tcp_payload(
-    src: int, sport: int, dst: int, dport: int, flags: int, data: bytes = b"", *, options: bytes = b""
+    src: int, sport: int, dst: int, dport: int, flags: int, data: bytes = b"", *, options: bytes = b"",
+    seq: int | None = None, ack: int = 8, window: int = 512,
 ) -> bytes:
-    """Return a TCP header and its data; `options` in multiples of 4 bytes."""
+    """Return a TCP header and its data; `options` in multiples of 4 bytes.  Both sides begin with number 7."""
     offset = (20 + len(options)) // 4
-    header = struct.pack("!HHIIBBHHH", sport, dport, 7, 9, offset << 4, flags, 512, 0, 0)
+    if seq is None:
+        seq = 7 if flags & SYN else 8
+    header = struct.pack("!HHIIBBHHH", sport, dport, seq, ack, offset << 4, flags, window, 0, 0)
     segment = bytearray(header + options + data)
     value = checksum(segment, pseudo_header_sum(src, dst, Proto.TCP, len(segment)))
     struct.pack_into("!H", segment, 16, value)
@@ -59,9 +62,12 @@ def icmp_payload(
 
 def packet_of(
     spec: FlowSpec, hook: int, *, flags: int = ACK, data: bytes = b"", options: bytes = b"",
-    tcp_options: bytes = b"", no_checksum: bool = False, sequence: int = 1,
+    tcp_options: bytes = b"", no_checksum: bool = False, sequence: int = 1, **tcp: int | None,
 ) -> bytearray:
-    """Return a packet of a flow as it is before translation: leaving (POSTROUTING) or arriving."""
+    """Return a packet of a flow as it is before translation: leaving (POSTROUTING) or arriving.
+
+    `tcp` goes to `tcp_payload`: seq, ack, window.
+    """
     leaving = hook == Hook.POSTROUTING
     if leaving:
         src, sport, dst, dport = spec.inside_ip, spec.inside_port, spec.peer_ip, spec.peer_port
@@ -70,7 +76,7 @@ def packet_of(
     if spec.proto == Proto.UDP:
         payload = udp_payload(src, sport, dst, dport, data, no_checksum=no_checksum)
     elif spec.proto == Proto.TCP:
-        payload = tcp_payload(src, sport, dst, dport, flags, data, options=tcp_options)
+        payload = tcp_payload(src, sport, dst, dport, flags, data, options=tcp_options, **tcp)  # type: ignore[arg-type]
     elif spec.proto == Proto.ICMP:
         icmp_type = spec.peer_port if leaving else 8 - spec.peer_port
         payload = icmp_payload(icmp_type & 0xFF, sport if leaving else dport, sequence, data)

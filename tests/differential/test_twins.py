@@ -10,6 +10,7 @@ import random
 import struct
 from typing import Any
 
+import pytest
 from differential.packets import packet_of
 from differential.strategies import (
     allows,
@@ -23,8 +24,8 @@ from differential.strategies import (
     random_bytes,
     specs,
     start_times,
+    strange_tcp_options,
     tcp_flags,
-    tcp_options,
     time_steps,
     timeouts,
 )
@@ -46,10 +47,14 @@ class Twins(RuleBasedStateMachine):
     @initialize(
         capacity=st.integers(1, 6), start_ns=start_times, udp=timeouts, icmp=timeouts,
         tcp=st.lists(timeouts, min_size=10, max_size=10), key=st.binary(min_size=16, max_size=16),
+        liberal=st.booleans(),
     )
-    def start(self, capacity: int, start_ns: int, tcp: list[int], udp: int, icmp: int, key: bytes) -> None:
+    def start(
+        self, capacity: int, start_ns: int, tcp: list[int], udp: int, icmp: int, key: bytes, liberal: bool
+    ) -> None:
         config = table_config(
-            capacity, tcp_timeouts_ns=tuple(tcp), udp_timeout_ns=udp, icmp_timeout_ns=icmp, hash_key=key
+            capacity, tcp_timeouts_ns=tuple(tcp), udp_timeout_ns=udp, icmp_timeout_ns=icmp, hash_key=key,
+            tcp_liberal=liberal,
         )
         self.python, self.cython = (backend.FastPath(config) for backend in load_both())
         self.now_ns = start_ns
@@ -83,7 +88,7 @@ class Twins(RuleBasedStateMachine):
             self.specs.append(spec)
 
     @rule(
-        data=st.data(), hook=hooks, flags=tcp_flags, options=options, tcp_options=tcp_options,
+        data=st.data(), hook=hooks, flags=tcp_flags, options=options, tcp_options=strange_tcp_options,
         payload=payloads, no_checksum=st.booleans(), sequence=st.sampled_from((0, 1)),
     )
     def known_packet(self, data: st.DataObject, hook: int, flags: int, payload: bytes, **how: Any) -> None:
@@ -189,7 +194,7 @@ def test_random_bytes_leave_both_the_same() -> None:
             del packet[rng.randrange(len(packet)):]
         for _ in range(rng.randrange(4)):
             if packet:
-                at = rng.choice((0, 2, 3, 6, 9, 32, 33, rng.randrange(90)))
+                at = rng.choice((0, 2, 3, 6, 9, 24, 28, 32, 33, rng.randrange(90)))
                 packet[at % len(packet)] = rng.randrange(256)
         if kind == 2 and len(packet) >= 4:
             struct.pack_into("!H", packet, 2, rng.randrange(len(packet) + 4))
@@ -200,6 +205,36 @@ def test_random_bytes_leave_both_the_same() -> None:
         paths.add(Path(path))
     assert python.snapshot() == cython.snapshot()
     assert paths == set(Path) - {Path.STALE, Path.REFUSED_FORWARD, Path.UNCHANGED}      # all that it can
+
+
+@pytest.mark.parametrize("liberal", [False, True])
+def test_segments_at_the_edges_of_the_window(liberal: bool) -> None:
+    """Connections with windows of all sizes, met by sequence numbers near those that decide."""
+    rng = random.Random(21)
+    spec = FlowSpec(Proto.TCP, 0x0A01000B, 40000, 0xCB007101, 50000, 0xCB007102, 80, True, 3, 4, 7)
+    python, cython = (backend.FastPath(table_config(1, tcp_liberal=liberal)) for backend in load_both())
+    paths = set()
+    for call in range(FUZZ_CALLS):
+        if call % 50 == 0:                                  # another connection
+            python.remove(0), cython.remove(0)
+            assert python.install(spec, 0) == cython.install(spec, 0) == 0
+        hook, flags = rng.choice((0, 4)), rng.choice((2, 18, 16, 16, 16, 17, 4, 20))
+        sides = python.info(0).sides
+        near = [
+            number + step for side in sides for number in (side.end, side.acked) for other in sides
+            for step in (0, 0, other.max_win, -other.max_win, 65535, -65535, 2**31)
+        ]
+        seq, ack = ((rng.choice(near) + rng.randrange(-3, 4)) & 0xFFFF_FFFF for _ in range(2))
+        packet = packet_of(
+            spec, hook, flags=flags, seq=seq, ack=ack, window=rng.choice((0, 1, 500, 65535)),
+            data=bytes(rng.choice((0, 0, 1, 100))), tcp_options=rng.choice((b"", b"\3\3\7\0", b"\1\3\3\x0e")),
+        )
+        ours, theirs = bytearray(packet), bytearray(packet)
+        path = python.translate(ours, hook, 0)
+        assert (path, ours) == (cython.translate(theirs, hook, 0), theirs), (packet.hex(), sides)
+        assert python.info(0) == cython.info(0), (packet.hex(), sides)
+        paths.add(Path(path))
+    assert paths == {Path.TRANSLATED, Path.REFUSED_STATE, Path.REFUSED_WINDOW}
 
 
 def test_both_keep_the_zero_that_was_there() -> None:

@@ -26,6 +26,8 @@ from pathlib import Path
 
 from natlab import Lab, LabError, Node
 from natlab.engine import Engine
+from scapy.layers.inet import IP
+from scapy.packet import Packet
 
 ADDRESS = {"worker1": "10.1.0.11", "worker2": "10.1.0.12", "inet2": "203.0.113.2", "inet3": "198.51.100.2"}
 UPLINK = {"inet2": "203.0.113.1", "inet3": "198.51.100.1"}      # the head, as that host sees it
@@ -151,6 +153,14 @@ def conntrack_lines(engine: Engine, *words: str) -> list[str]:
     return engine.run("conntrack", "-L", *words).stdout.splitlines()
 
 
+def dropped(engine: Engine, reason: str | None = None) -> int:
+    """How many packets the engine has refused so far, in all or for one reason (its name as `status` has it)."""
+    rows = [line.split() for line in engine.run("status").stdout.splitlines()]
+    return sum(
+        int(row[-1]) for row in rows if row[:1] == ["drop"] and reason in (None, " ".join(row[1:-1]))
+    )
+
+
 # ── traffic ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -228,6 +238,15 @@ def echo(link: socket.socket, data: bytes) -> None:
         assert piece, "the connection was closed"
         received += piece
     assert data == received
+
+
+def send_raw(lab: Lab, node: str, *packets: Packet) -> None:
+    """Put packets on the wire just as they are, behind the back of the node's own stack."""
+    with lab.node(node).enter():
+        link = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with link:
+        for packet in packets:
+            link.sendto(bytes(packet), (packet[IP].dst, 0))
 
 
 class _EchoHandler(socketserver.BaseRequestHandler):

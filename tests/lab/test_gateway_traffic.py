@@ -19,10 +19,12 @@ from gateway_tools import (
     connect,
     conntrack_lines,
     curl,
+    dropped,
     echo,
     echo_server,
     is_silent,
     ping,
+    send_raw,
     sha256,
     udp_socket,
     udp_whoami,
@@ -32,7 +34,7 @@ from gateway_tools import (
 from natlab import CommandFailed, Lab
 from natlab.engine import Engine
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
-from scapy.packet import Packet, Raw
+from scapy.packet import Raw
 
 pytestmark = [pytest.mark.lab, pytest.mark.usefixtures("gateway", "no_icmp_rate_limit")]
 
@@ -71,15 +73,6 @@ def download(lab: Lab, path: Path, size: int = 500_000) -> None:
     url = f"http://{ADDRESS['inet2']}/bytes/{size}"
     headers = curl(lab.node("worker1"), url, "-D", "-", "-o", str(path))
     assert f"X-Sha256: {sha256(path)}" in headers
-
-
-def send_raw(lab: Lab, node: str, *packets: Packet) -> None:
-    """Put packets on the wire just as they are, behind the back of the node's own stack."""
-    with lab.node(node).enter():
-        link = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-    with link:
-        for packet in packets:
-            link.sendto(bytes(packet), (packet[IP].dst, 0))
 
 
 @contextlib.contextmanager
@@ -374,7 +367,7 @@ def test_nothing_odd_leaks(lab: Lab, gateway: Engine) -> None:
     # below the ephemeral ports: no connection of an earlier test may be what they belong to
     segments = [TCP(sport=20_000 + i, dport=80, flags=flags) for i, flags in enumerate(odd_flags)]
     quoted = IP(src=ADDRESS["inet2"], dst=ADDRESS["worker1"]) / UDP(sport=1, dport=2)
-    before = sum_dropped(gateway)
+    before = dropped(gateway)
     send_raw(
         lab, "worker1",
         *(IP(**to_host) / segment for segment in segments),
@@ -386,13 +379,7 @@ def test_nothing_odd_leaks(lab: Lab, gateway: Engine) -> None:
         IP(**to_host) / ICMP(type=13),
         IP(**to_host, proto=6) / Raw(b"short"),
     )
-    wait_for("all of them dropped", lambda: sum_dropped(gateway) >= before + len(segments) + 7)
-
-
-def sum_dropped(gateway: Engine) -> int:
-    """Packets that the engine has refused so far."""
-    lines = gateway.run("status").stdout.splitlines()
-    return sum(int(line.split()[-1]) for line in lines if line.startswith("drop "))
+    wait_for("all of them dropped", lambda: dropped(gateway) >= before + len(segments) + 7)
 
 
 def test_wrong_checksum_stays_wrong(lab: Lab) -> None:

@@ -143,7 +143,10 @@ class Promises(RuleBasedStateMachine):
         elif packet[9] == UDP:
             answer, wanted = udp(swapped(describe(packet))), udp(swapped(describe(before)))
         else:
-            answer, wanted = tcp(swapped(describe(packet)), "R"), tcp(swapped(describe(before)), "R")
+            syn = packet[33] & 0x12 == 0x02
+            letters, ack = ("SA", 1001 + len(packet[40:])) if syn else ("R", 1001)      # a RST is exact, or it is a guess
+            answer = tcp(swapped(describe(packet)), letters, ack=ack)
+            wanted = tcp(swapped(describe(before)), letters, ack=ack)
         decision = self.step(answer, Hook.PREROUTING, via, 0)
         if decision.verdict is Verdict.ACCEPT:
             assert answer == wanted

@@ -12,6 +12,7 @@ from natengine.app.conntrack import Answer, run
 from natengine.errors import ConfigError
 from natengine.flow.records import FlowInfo, FlowSpec
 from natengine.flow.tcp_state import TcpState
+from natengine.flow.tcp_window import UNHEARD_SIDES
 from natengine.vocab import Proto
 
 WORKER, OUTSIDE, PEER = address("10.1.0.11"), address("203.0.113.1"), address("203.0.113.2")
@@ -20,7 +21,7 @@ WORKER, OUTSIDE, PEER = address("10.1.0.11"), address("203.0.113.1"), address("2
 def flow(flow_id: int, proto: Proto, left_s: float, **changes: object) -> FlowInfo:
     peer_port = {Proto.TCP: 80, Proto.UDP: 53, Proto.ICMP: 8}[proto]
     spec = FlowSpec(proto, WORKER, 40000, OUTSIDE, 41000, PEER, peer_port, True, 2, 3, 7)
-    info = FlowInfo(flow_id, spec, TcpState.NONE, True, False, 0, int(left_s * SECOND_NS), 2, 120, 1, 60)
+    info = FlowInfo(flow_id, spec, TcpState.NONE, True, False, int(left_s * SECOND_NS), UNHEARD_SIDES, 2, 120, 1, 60)
     return info._replace(**changes)  # type: ignore[arg-type]
 
 

@@ -5,24 +5,19 @@ from __future__ import annotations
 import pytest
 
 from natengine.flow.tcp_state import (
-    ACK,
-    FIN,
     LASTING,
-    PSH,
     REFUSED,
-    RST,
     SEGMENT_OF_FLAGS,
     SEGMENTS,
     STATES,
-    SYN,
     TRANSITIONS,
-    URG,
     Segment,
     TcpState,
     classify,
     timeouts_by_state,
 )
 from natengine.settings import SECOND_NS, Timeouts
+from natengine.wire.tcp import ACK, FIN, PSH, RST, SYN, URG
 
 S = TcpState
 ORIGINAL, REPLY = 0, 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from natengine.flow.records import FlowInfo, FlowSpec
+from natengine.flow.tcp_window import UNHEARD_SIDES
 from natengine.nat.fragments import DatagramKey, FragmentTable, contradicts_itself
 from natengine.vocab import Hook
 from natengine.wire.ipv4 import Ipv4Fields
 
 SPEC = FlowSpec(17, 1, 2, 3, 4, 5, 6, True, 2, 3, 7)
-FLOW = FlowInfo(9, SPEC, 0, False, False, 0, 0, 0, 0, 0, 0)
+FLOW = FlowInfo(9, SPEC, 0, False, False, 0, UNHEARD_SIDES, 0, 0, 0, 0)
 
 
 def key(ident: int) -> DatagramKey:
