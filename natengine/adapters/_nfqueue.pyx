@@ -48,6 +48,7 @@ cdef enum:
     PAYLOAD_HEADER = 4
     PATHS = 11
     LOOK_UP_EVERY_NS = 1000000
+    LIVELY_NS = 10000000                # so long after a packet the next one is expected soon
 
     UNFINISHED = NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO
 
@@ -182,37 +183,37 @@ cdef class BatchedQueue:
             raise OSError(error, os.strerror(error))
 
     cdef int run(self, int wake_fd, int64_t until) noexcept nogil:
-        """Go round until it is time to return; 0, or the errno of a broken socket."""
-        cdef int64_t now = now_ns(), look_up = now, idle_since = 0
-        cdef int received
+        """Go round until it is time to return; 0, or the errno of a broken socket.
+
+        While packets keep coming it sleeps in the receive itself, one system call a batch, and looks
+        at `wake_fd` in between; later in a poll of both.
+        """
+        cdef int64_t now = now_ns(), look_up = now, last = now - LIVELY_NS
+        cdef int received, error
+        cdef bint asleep
         cdef pollfd waiting[2]
         waiting[0].fd, waiting[1].fd = wake_fd, self.fd
         waiting[0].events = waiting[1].events = POLLIN
         while now < until and not self.failed:
-            received = recvmmsg(self.fd, self.messages, BATCH, MSG_DONTWAIT, NULL)
+            asleep = self.busy_poll_ns == 0 and now - last < LIVELY_NS
+            received = recvmmsg(self.fd, self.messages, BATCH, MSG_WAITFORONE if asleep else MSG_DONTWAIT, NULL)
+            error = errno
             now = now_ns()
             if received > 0:
                 self.batch(received, now)
-                idle_since = 0
-                if now >= look_up:                  # under load too, others get their turn
-                    look_up = now + LOOK_UP_EVERY_NS
-                    if poll(waiting, 1, 0) > 0:
-                        break
-            elif errno == EAGAIN:
-                if idle_since == 0:
-                    idle_since = now
-                if now >= until:                    # a negative time-out would be none: wait for ever
-                    break
-                if now - idle_since < self.busy_poll_ns:
-                    continue
-                poll(waiting, 2, <int>((until - now) // 1000000) + 1)
-                if waiting[0].revents:
-                    break
-                idle_since = 0
-            elif errno == ENOBUFS:
+                last = now
+            elif error == ENOBUFS:
                 self.overruns += 1
-            elif errno != EINTR:
-                return errno
+            elif error != EAGAIN and error != EINTR:
+                return error
+            elif not asleep and now - last >= self.busy_poll_ns:
+                if now < until:                     # a negative time-out would be none: wait for ever
+                    poll(waiting, 2, <int>((until - now) // 1000000) + 1)
+                    look_up = now
+            if now >= look_up:                      # under load too, others get their turn
+                look_up = now + LOOK_UP_EVERY_NS
+                if poll(waiting, 1, 0) > 0:
+                    break
         return 0
 
     cdef void batch(self, int received, int64_t now) noexcept nogil:

@@ -34,6 +34,7 @@ COPY_RANGE = 65531                  # the longest payload that fits into a netli
 QUEUE_LENGTH = 8192                 # packets the kernel holds for us before it drops
 RECEIVE_BUFFER = 64 << 20           # bytes; a message of 64 KiB counts for more than its size
 SEND_BUFFER = 8 << 20
+RECEIVE_TIMEOUT_US = 1000           # when nothing comes, control requests wait this long (and two ticks at most)
 QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")      # all of the namespace: number, owner, …
 ROUND_S = 3600.0                    # an extra thread's turn; it ends earlier only when told to
 
@@ -59,6 +60,7 @@ def open_queue(queue_num: int) -> socket.socket:
         _configure(link, queue_num, NFQA_CFG_QUEUE_MAXLEN, struct.pack("!I", QUEUE_LENGTH))
         flags = struct.pack("!I", NFQA_CFG_F_GSO)
         _configure(link, queue_num, NFQA_CFG_FLAGS, flags, NFQA_CFG_MASK, flags)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, RECEIVE_TIMEOUT_US))
     except OSError as error:
         link.close()
         raise HostError(_explain(error, queue_num)) from None
