@@ -20,6 +20,7 @@ from natengine.adapters.clock import now_ns
 from natengine.adapters.forwarding import Forwarding
 from natengine.adapters.hooks import IptablesHooks
 from natengine.adapters.nfqueue import NetfilterQueueIO
+from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
 from natengine.app.loop import Loop
 from natengine.errors import ConfigError, HostError
@@ -106,6 +107,7 @@ class Gateway:
             if problems:
                 raise HostError("; ".join(problems))
             self.engine.replace_ruleset(ruleset, counters)
+            self._sender = self._keep(RawSender(), RawSender.close)
             self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
             self.hooks = self._keep(IptablesHooks(self.io.queues), IptablesHooks.remove)
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
@@ -113,7 +115,7 @@ class Gateway:
                 # Whoever was killed here may have left forwarding on, and hooks that are about to go.
                 self._forwarding.restore()
             self._take_from(self.engine.uplinks)
-            self.loop = self._keep(Loop(self.io, expire=self.engine.expire), Loop.close)
+            self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
             self.loop.watch(self._routes.fileno(), self._interfaces_changed)
         except BaseException as error:
             try:
@@ -149,13 +151,26 @@ class Gateway:
         )
 
     def _decide(self, packet: bytearray, meta: PacketMeta) -> Decision:
-        return self.engine.process(packet, meta, now_ns())
+        decision = self.engine.process(packet, meta, now_ns())
+        self._send_own()
+        return decision
 
     def _settle(
         self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int
     ) -> tuple[int, bytearray | None]:
         decision = self.engine.settle(path, packet, PacketMeta(hook, in_ifindex, out_ifindex, mark), at_ns)
+        self._send_own()
         return decision.verdict, decision.packet
+
+    def _expire(self, at_ns: int, budget: int) -> int:
+        ended = self.engine.expire(at_ns, budget)
+        self._send_own()
+        return ended
+
+    def _send_own(self) -> None:
+        """Send what the engine itself has to say."""
+        if self.engine.outbox:
+            self._sender.send(self.engine.outbox.take())
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the packet thread, from any other one."""

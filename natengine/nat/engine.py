@@ -20,6 +20,7 @@ from natengine.flow.records import Allow, FlowInfo, FlowKey, Path, flow_key
 from natengine.nat.fragments import DatagramKey, FragmentTable, contradicts_itself
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.policy import Policy, join_uplinks
 from natengine.nat.slowpath import TRANSLATABLE, NewPacket, SlowPath
 from natengine.rules.counters import RuleCounters
@@ -47,6 +48,7 @@ _SETTLED: dict[int, Reason] = {
     Path.TRUNCATED: Reason.TRUNCATED,
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
+_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL})
 _PORTLESS = Transport(0, 0, 0, 0, 0)
 
 
@@ -68,6 +70,7 @@ class NatEngine:
         self._mappings = MappingTable(rng)
         self._fragments = FragmentTable(settings.max_fragment_trains, settings.fragment_timeout_ns)
         self._by_reason = [0] * (max(Reason) + 1)
+        self.outbox = Outbox()
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
@@ -124,11 +127,19 @@ class NatEngine:
         """Let the rules decide about a packet without a flow."""
         flow_id = self._create(new, now_ns)
         if isinstance(flow_id, Reason):
+            if flow_id in _NO_ROOM:
+                self._tell_sender(packet, new, now_ns)
             return flow_id
         reason = _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
         if VERDICTS[reason] is Verdict.DROP:
             self._remove(flow_id)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
+
+    def _tell_sender(self, packet: bytearray, new: NewPacket, now_ns: int) -> None:
+        """Tell a host inside that there is no room for its flow (RFC 5508 REQ-8)."""
+        own = self.interfaces.address(new.meta.in_ifindex)
+        if own is not None:
+            self.outbox.error(own, UNREACHABLE, ADMINISTRATIVELY_PROHIBITED, packet, new.ip, now_ns)
 
     def _create(self, new: NewPacket, now_ns: int) -> int | Reason:
         """Install the flow that a packet begins and return its id, or why there is none."""

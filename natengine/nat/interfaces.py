@@ -37,6 +37,11 @@ class InterfaceTable:
         interface = self._by_index.get(ifindex)
         return "" if interface is None else interface.name
 
+    def address(self, ifindex: int) -> int | None:
+        """Return the primary address of an interface, or None."""
+        interface = self._by_index.get(ifindex)
+        return interface.addresses[0] if interface is not None and interface.addresses else None
+
     def owns(self, address: int) -> bool:
         """Say whether a unicast address belongs to the host itself."""
         return address in self._addresses

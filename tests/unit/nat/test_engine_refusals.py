@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 from support.engines import BOND_2, BOND_3, BOND_DEF, INSIDE_2, Gateway, reason_of
-from support.packets import icmp, ipv4, other, ping, pong, source_port, tcp, udp
+from support.packets import describe, icmp, ipv4, other, ping, pong, source_port, tcp, udp
 
 from natengine.rules.model import ChainName, Drop, TableName
 from natengine.settings import Settings
@@ -75,6 +75,20 @@ def test_out_of_ports(gateway: Gateway) -> None:
     assert reason_of(gateway.out(udp("10.1.0.11:5000 > 203.0.113.9:53"))) is Reason.NEW_FLOW
     gateway.expire_all()
     assert gateway.through(third)
+
+
+def test_rfc5508_req8_whom_there_is_no_port_for_is_told(gateway: Gateway) -> None:
+    """ICMP 3/13 from the head's inside address, quoting the packet; the head's own has no other end to tell."""
+    gateway.rules("-t nat -A POSTROUTING -p udp -o bond0.2 -j MASQUERADE --to-ports 6000-6000", fresh=True)
+    gateway.through(udp("10.1.0.11:5000 > 203.0.113.2:53"))
+    assert not gateway.engine.outbox
+    refused = udp("10.1.0.12:5000 > 203.0.113.2:53")
+    gateway.out(bytearray(refused))
+    (error,) = gateway.engine.outbox.take()
+    assert describe(error) == "10.1.0.1 > 10.1.0.12"
+    assert (3, 13, bytes(refused)) == (error[20], error[21], bytes(error[28:]))
+    gateway.head(udp("203.0.113.1:5000 > 203.0.113.2:53"))
+    assert not gateway.engine.outbox
 
 
 def test_table_full_evicts_the_idlest_flow_without_an_answer(fastpath_backend: ModuleType) -> None:
