@@ -144,7 +144,7 @@ class Promises(RuleBasedStateMachine):
             answer, wanted = udp(swapped(describe(packet))), udp(swapped(describe(before)))
         else:
             syn = packet[33] & 0x12 == 0x02
-            letters, ack = ("SA", 1001 + len(packet[40:])) if syn else ("R", 1001)   # an exact RST: others are guesses
+            letters, ack = ("SA", 1001 + len(packet[40:])) if syn else ("R", 1001)  # an exact RST
             answer = tcp(swapped(describe(packet)), letters, ack=ack)
             wanted = tcp(swapped(describe(before)), letters, ack=ack)
         decision = self.step(answer, Hook.PREROUTING, via, 0)
