@@ -35,6 +35,7 @@ TARGET_COUNT = 1 << 17
 KNOWN = ("-s", "8", "-d", "8")                      # 64 flows
 MANY = ("-s", "8", "-d", str(TARGET_COUNT))         # 1,048,576 flows
 MANY_FLOWS = 8 * TARGET_COUNT
+ROOM_FOR_MANY = ("--max-flows", str(MANY_FLOWS + MANY_FLOWS // 8), "--max-flows-per-host", "0")
 WARM_UP_S = 0.4
 LEAD_S = 0.15                   # from the start of the programs to the first packet
 SAMPLE_PACKETS = 1000
@@ -52,7 +53,7 @@ class Options:
     udp_s: float = 2.0
     newflow_s: float = 0.8      # the kernel's table of 262,144 entries must not be full before the end
     pings: int = 4000
-    preload_rate: int = 10_000
+    preload_rate: int = 30_000
 
 
 @dataclass
@@ -266,7 +267,7 @@ SCENARIOS = {
         Scenario("udp", "packets/s", True, _udp),
         Scenario("rtt", "us", False, _rtt),
         Scenario("newflow", "flows/s", True, _newflow),
-        Scenario("scale", "packets/s", True, _scale, True, ("--max-flows", str(MANY_FLOWS + MANY_FLOWS // 8))),
+        Scenario("scale", "packets/s", True, _scale, True, ROOM_FOR_MANY),
     )
 }
 

@@ -74,6 +74,9 @@ class Reason(enum.IntEnum):
     FRAGMENT_LIMIT = 29     # the memory for fragments is full
     BAD_CHECKSUM = 30       # an ICMP error whose own checksum, or that of the header it quotes, is wrong
     TCP_WINDOW = 31         # a segment whose sequence numbers do not belong to the connection (RFC 5961)
+    HOST_LIMIT = 32         # an inside host has as many flows or outside ports as it may have (RFC 6888 REQ-4)
+    FILTERED = 33           # for a mapped port, from somebody whom the filtering does not let in
+    SYN_HELD = 34           # a SYN from outside that nobody waits for; its sender is told in 6 s (RFC 5382 REQ-4)
 
     @property
     def verdict(self) -> Verdict:

@@ -10,8 +10,9 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from natengine import __version__
 from natengine.app.rundir import DEFAULT as DEFAULT_RUN_DIR
@@ -19,6 +20,7 @@ from natengine.errors import ConfigError, NatengineError
 from natengine.settings import Settings
 
 DEFAULT_RULES = Path("/etc/natengine/rules.v4")
+DEFAULT_SETTINGS = Path("/etc/natengine/natengine.toml")
 DEFAULT_QUEUE = 2663                # any number would do; this one is the RFC that has NAT's words
 
 USAGE = """\
@@ -120,8 +122,15 @@ def _run(words: list[str], run_dir: Path) -> int:
         help="ask for packets this long before sleeping: a shorter round trip for a busier core (0)",
     )
     parser.add_argument(
-        "--max-flows", type=_number(1, 1 << 24), default=Settings.max_flows, metavar="N",
-        help="capacity of the connection table (%(default)s)",
+        "--config", type=Path, metavar="FILE", help=f"settings, in TOML ({DEFAULT_SETTINGS} if it exists)"
+    )
+    parser.add_argument(
+        "--max-flows", type=_number(1, 1 << 24), metavar="N",
+        help=f"capacity of the connection table ({Settings.max_flows})",
+    )
+    parser.add_argument(
+        "--max-flows-per-host", type=_number(0, 1 << 24), metavar="N",
+        help=f"of them, flows that one inside host may begin; 0: any number ({Settings.max_flows_per_host})",
     )
     parser.add_argument(
         "--queue-num", type=_number(0, 65535), default=DEFAULT_QUEUE, metavar="N", help="NFQUEUE number (%(default)s)"
@@ -130,9 +139,30 @@ def _run(words: list[str], run_dir: Path) -> int:
     rules = daemon.RulesFile(options.rules or _rules_path(), required=options.rules is not None)
     config = GatewayConfig(
         run_dir, options.queue_num, options.queues, options.busy_poll, options.io,
-        os.environ.get("NATENGINE_FASTPATH") or "auto", Settings(max_flows=options.max_flows),
+        os.environ.get("NATENGINE_FASTPATH") or "auto",
+        _settings(options.config, max_flows=options.max_flows, max_flows_per_host=options.max_flows_per_host),
     )
     return daemon.run(config, rules, signals)
+
+
+def _settings(path: Path | None, **said: int | None) -> Settings:
+    """Return the settings of a file (None: of the usual one, which need not be there) and those said by option."""
+    from natengine.frontend.toml import read_settings
+
+    file = path or DEFAULT_SETTINGS
+    try:
+        settings = read_settings(file.read_text(), str(file))
+    except FileNotFoundError:
+        if path is not None:
+            raise ConfigError(f"{path}: no such file") from None
+        settings = Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    options: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
+    settings = replace(settings, **options)
+    if settings.max_flows < 1:
+        raise ConfigError(f"{file}: max_flows is at least 1")
+    return settings
 
 
 def _number(first: int, last: int) -> Callable[[str], int]:

@@ -19,6 +19,7 @@ from natengine.adapters.base import PacketIO
 from natengine.adapters.clock import now_ns
 from natengine.adapters.forwarding import Forwarding
 from natengine.adapters.hooks import IptablesHooks
+from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
@@ -40,6 +41,8 @@ from natengine.vocab import Decision, PacketMeta
 from natengine.wire.addr import format_ipv4
 
 T = TypeVar("T")
+
+LOOK_AT_PORTS_NS = 5_000_000_000
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class Gateway:
         self._undo: list[Callable[[], None]] = []
         try:
             self._routes = self._keep(RouteSocket(), RouteSocket.close)
-            self.engine.replace_interfaces(InterfaceTable(self._routes.read()))
+            self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
+            self._look_at_local_ports()
             problems = check_uplinks(ruleset.uplinks(), self.engine.interfaces)
             if problems:
                 raise HostError("; ".join(problems))
@@ -116,6 +120,7 @@ class Gateway:
                 self._forwarding.restore()
             self._take_from(self.engine.uplinks)
             self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
+            self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
             self.loop.watch(self._routes.fileno(), self._interfaces_changed)
         except BaseException as error:
             try:
@@ -195,7 +200,10 @@ class Gateway:
 
     def _interfaces_changed(self) -> None:
         self._routes.drain()
-        self.engine.replace_interfaces(InterfaceTable(self._routes.read()))
+        self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
+
+    def _look_at_local_ports(self) -> None:
+        self.engine.replace_local_ports(read_local_ports())
 
     def _take_from(self, uplinks: Uplinks) -> None:
         """Take packets on these uplinks from now on; forward only once there is one."""
@@ -226,7 +234,7 @@ class Gateway:
 
     def delete_flows(self, flow_ids: list[int]) -> int:
         """End these flows and return how many of them there were."""
-        return sum(self.engine.remove_flow(flow_id) for flow_id in flow_ids)
+        return sum(self.engine.remove_flow(flow_id, now_ns()) for flow_id in flow_ids)
 
     def restore(self, text: str) -> list[str]:
         """Replace the tables that iptables-save text names; return warnings."""
@@ -274,5 +282,6 @@ class Gateway:
             "flows": stats.flows,
             "max_flows": self.config.settings.max_flows,
             "mappings": stats.mappings,
+            "overloaded": stats.overloaded,
             "packets_by_reason": stats.by_reason,
         }

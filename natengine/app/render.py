@@ -24,7 +24,8 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
         f"{status['fastpath']} fast path, {io['name']} on {_queues(*io['queues'])}, hooks by {status['hooks']}"
     )
     console.print(
-        f"{status['flows']} of at most {status['max_flows']} flows, {status['mappings']} mappings; "
+        f"{status['flows']} of at most {status['max_flows']} flows, {status['mappings']} mappings"
+        f"{', ' + str(status['overloaded']) + ' flows had to share a port' if status['overloaded'] else ''}; "
         f"{io['packets']} packets in, {io['overruns']} receive overruns, {io['errors']} errors"
     )
     console.print()

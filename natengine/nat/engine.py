@@ -15,14 +15,15 @@ from typing import NamedTuple
 
 from natengine.errors import BadPacket, Truncated
 from natengine.fastpath import FULL, NOT_FOUND, FastPath
-from natengine.flow.mappings import MappingTable
-from natengine.flow.records import Allow, FlowInfo, FlowKey, Path, flow_key
+from natengine.flow.records import Allow, FlowInfo, Path
+from natengine.nat.arriving import LocalPorts
 from natengine.nat.fragments import DatagramKey, FragmentTable, contradicts_itself
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
+from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
-from natengine.nat.slowpath import TRANSLATABLE, NewPacket, SlowPath
+from natengine.nat.slowpath import TRANSLATABLE, SlowPath
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
@@ -48,7 +49,7 @@ _SETTLED: dict[int, Reason] = {
     Path.TRUNCATED: Reason.TRUNCATED,
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
-_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL})
+_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT})
 _PORTLESS = Transport(0, 0, 0, 0, 0)
 
 
@@ -58,6 +59,7 @@ class EngineStats(NamedTuple):
     flows: int
     mappings: int
     fragment_trains: int
+    overloaded: int                     # flows so far that had to share an outside port
     by_reason: dict[str, int]           # packets, by the name of their `Reason`
 
 
@@ -67,7 +69,6 @@ class NatEngine:
     def __init__(self, fast: FastPath, *, settings: Settings, rng: Rng) -> None:
         """Start with no rules and no interfaces; see `replace_ruleset` and `replace_interfaces`."""
         self._fast = fast
-        self._mappings = MappingTable(rng)
         self._fragments = FragmentTable(settings.max_fragment_trains, settings.fragment_timeout_ns)
         self._by_reason = [0] * (max(Reason) + 1)
         self.outbox = Outbox()
@@ -75,7 +76,7 @@ class NatEngine:
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
         self._uplinks = Uplinks()
-        self._slow = SlowPath(fast, self._mappings, self._policy())
+        self._slow = SlowPath(fast, self._policy(), settings, rng)
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
@@ -129,10 +130,12 @@ class NatEngine:
         if isinstance(flow_id, Reason):
             if flow_id in _NO_ROOM:
                 self._tell_sender(packet, new, now_ns)
+            elif flow_id is Reason.SYN_HELD:
+                self._slow.arriving.held.hold(packet, new.key, now_ns)
             return flow_id
         reason = _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
         if VERDICTS[reason] is Verdict.DROP:
-            self._remove(flow_id)
+            self._remove(flow_id, now_ns)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
 
     def _tell_sender(self, packet: bytearray, new: NewPacket, now_ns: int) -> None:
@@ -143,20 +146,20 @@ class NatEngine:
 
     def _create(self, new: NewPacket, now_ns: int) -> int | Reason:
         """Install the flow that a packet begins and return its id, or why there is none."""
-        answer = self._slow.decide(new)
+        answer = self._slow.decide(new, now_ns)
         if isinstance(answer, Reason):
             return answer
         flow_id = self._fast.install(answer, now_ns)
-        if flow_id == FULL and self._evict():
+        if flow_id == FULL and self._evict(now_ns):
             flow_id = self._fast.install(answer, now_ns)
         if flow_id >= 0:
             return flow_id
-        self._slow.release(answer)
+        self._slow.release(answer, now_ns)
         return Reason.TABLE_FULL if flow_id == FULL else Reason.OUT_OF_PORTS
 
     def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """The rules have changed since FORWARD last allowed this flow."""
-        flow_id = self._fast.find(_key(new))
+        flow_id = self._fast.find(new.key)
         self._approve(flow_id)
         return _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
 
@@ -168,8 +171,7 @@ class NatEngine:
     def _other_protocol(self, new: NewPacket) -> Reason:
         """A protocol without ports that we know: the head's own passes, the rest cannot be translated."""
         if new.meta.hook == Hook.PREROUTING:
-            answer = self._slow.decide(new)
-            return answer if isinstance(answer, Reason) else Reason.UNKNOWN_PROTOCOL
+            return self._without_flow(new, Reason.UNSOLICITED)
         if new.from_head:
             return Reason.LOCAL_OUT
         if not self._routed(new):
@@ -243,7 +245,7 @@ class NatEngine:
         return self._first_fragment(packet, new, now_ns)
 
     def _first_fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        flow_id = self._fast.find(_key(new))
+        flow_id = self._fast.find(new.key)
         begins = flow_id == NOT_FOUND
         if begins:
             created = self._create(new, now_ns)
@@ -257,7 +259,7 @@ class NatEngine:
             return Reason.FORWARD_DROP
         if not self._fragments.remember(DatagramKey.of(new.meta.hook, new.ip), flow, now_ns):
             if begins:
-                self._remove(flow_id)
+                self._remove(flow_id, now_ns)
             return Reason.FRAGMENT_LIMIT
         return self._rewrite_fragment(packet, new, flow, now_ns)
 
@@ -295,28 +297,29 @@ class NatEngine:
         """End the flows that have been idle too long, looking at `budget` at most; return how many."""
         ended = self._fast.expire(now_ns, budget)
         for info in ended:
-            self._slow.release(info.spec)
+            self._slow.release(info.spec, now_ns)
         self._fragments.expire(now_ns)
+        self._slow.arriving.held.expire(now_ns, self.outbox)
         return len(ended)
 
     def flows(self) -> list[FlowInfo]:
         """Return a copy of every flow."""
         return self._fast.snapshot()
 
-    def remove_flow(self, flow_id: int) -> bool:
+    def remove_flow(self, flow_id: int, now_ns: int) -> bool:
         """End one flow (`conntrack -D`); False if there is none."""
-        return self._remove(flow_id) is not None
+        return self._remove(flow_id, now_ns) is not None
 
-    def _remove(self, flow_id: int) -> FlowInfo | None:
+    def _remove(self, flow_id: int, now_ns: int) -> FlowInfo | None:
         info = self._fast.remove(flow_id)
         if info is not None:
-            self._slow.release(info.spec)
+            self._slow.release(info.spec, now_ns)
         return info
 
-    def _evict(self) -> bool:
+    def _evict(self, now_ns: int) -> bool:
         """Make room: the flow without an answer that has been idle longest goes, never another."""
         oldest = self._fast.oldest_unreplied()
-        return oldest != NOT_FOUND and self._remove(oldest) is not None
+        return oldest != NOT_FOUND and self._remove(oldest, now_ns) is not None
 
     # ── rules and interfaces ─────────────────────────────────────────────────────────────────────
 
@@ -334,7 +337,12 @@ class NatEngine:
         self._uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
         self._renew_policy()
 
-    def replace_interfaces(self, interfaces: InterfaceTable) -> int:
+    def replace_local_ports(self, ports: LocalPorts) -> None:
+        """Take notice of the ports that the head's own sockets use, by protocol; no worker gets one of them."""
+        self._slow.mappings.reserve(ports)
+        self._slow.arriving.replace_local_ports(ports)
+
+    def replace_interfaces(self, interfaces: InterfaceTable, now_ns: int) -> int:
         """Take notice of interfaces and addresses; flows on an address that is gone end.
 
         Returns:
@@ -348,7 +356,7 @@ class NatEngine:
         if not vanished:
             return 0
         gone = [info.flow_id for info in self._fast.snapshot() if info.spec.outside_ip in vanished]
-        return sum(self.remove_flow(flow_id) for flow_id in gone)
+        return sum(self.remove_flow(flow_id, now_ns) for flow_id in gone)
 
     def _policy(self) -> Policy:
         return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks)
@@ -360,7 +368,7 @@ class NatEngine:
     def stats(self) -> EngineStats:
         """Return gauges and counters as they are now."""
         return EngineStats(
-            len(self._fast), len(self._mappings), len(self._fragments),
+            len(self._fast), len(self._slow.mappings), len(self._fragments), self._slow.mappings.overloaded,
             {reason.name: self._by_reason[reason] for reason in Reason},
         )
 
@@ -368,10 +376,3 @@ class NatEngine:
 def _addresses(interfaces: InterfaceTable) -> set[int]:
     return {ip for interface in interfaces for ip in interface.addresses}
 
-
-def _key(new: NewPacket) -> FlowKey:
-    ip, transport = new.ip, new.transport
-    return flow_key(
-        new.meta.hook, ip.proto, ip.src, transport.src_port_or_icmp_id, ip.dst,
-        transport.dst_port_or_icmp_id, transport.icmp_type,
-    )

@@ -19,6 +19,7 @@ from natengine.wire.build import icmp_error
 from natengine.wire.ipv4 import Buffer, Ipv4Fields
 
 UNREACHABLE, TIME_EXCEEDED = 3, 11
+PORT_UNREACHABLE = 3                # of type 3
 ADMINISTRATIVELY_PROHIBITED = 13    # of type 3
 REASSEMBLY_TIME_EXCEEDED = 1        # of type 11
 

@@ -14,6 +14,7 @@ have for the rest: SYN while no reply has been seen, ACK afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from natengine.flow.records import Allow, FlowSpec
@@ -48,6 +49,17 @@ class SourceNat(NamedTuple):
     ports: tuple[int, int] | None
 
 
+class Way(NamedTuple):
+    """What becomes of every flow that hosts inside begin from one interface to another one.
+
+    There is one where all rules that such a flow meets look at nothing but interfaces and state.
+    """
+
+    nat: SourceNat
+    allow: int                          # bits of `Allow`
+    note: Callable[[int], None]         # counts a packet of this length with the rules that it meets
+
+
 def interface_matches(pattern: str, name: str) -> bool:
     """Whether an interface name fits an iptables pattern (`bond0.2`, `bond0.+`)."""
     return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
@@ -73,11 +85,18 @@ class Policy:
         self.uplinks = uplinks
         forward = ruleset.chain(TableName.FILTER, ChainName.FORWARD)
         postrouting = ruleset.chain(TableName.NAT, ChainName.POSTROUTING)
-        self._forward = compile_chain(forward, counters.adder(TableName.FILTER, ChainName.FORWARD))
+        self._count_forward = counters.adder(TableName.FILTER, ChainName.FORWARD)
+        self._count_postrouting = counters.adder(TableName.NAT, ChainName.POSTROUTING)
+        self._forward = compile_chain(forward, self._count_forward)
         self._forward_uncounted = compile_chain(forward)
         self._forward_by_interface = _asks_interfaces_only(forward)
         self._known_ways: dict[tuple[int, int, bool], int] = {}
-        self._postrouting = compile_chain(postrouting, counters.adder(TableName.NAT, ChainName.POSTROUTING))
+        self._postrouting = compile_chain(postrouting, self._count_postrouting)
+        self._postrouting_uncounted = compile_chain(postrouting)
+        self._has_ways = (
+            self._forward_by_interface and _asks_interfaces_only(postrouting) and not uplinks.any_interface
+        )
+        self._ways: dict[tuple[int, int], Way | None] = {}
 
     def is_uplink(self, ifindex: int) -> bool:
         """Whether untranslated inside addresses must not leave here, nor strangers' packets enter.
@@ -166,6 +185,38 @@ class Policy:
     def postrouting(self, facts: PacketFacts) -> Outcome:
         """Walk nat POSTROUTING for the first packet of a flow, and count it."""
         return self._postrouting(facts)
+
+    def way(self, in_ifindex: int, out_ifindex: int) -> Way | None:
+        """Return what becomes of every flow from one interface to another, or None: ask for each.
+
+        Worked out once; it spares most new flows all walks of chains.  Not for the head's own flows.
+        """
+        try:
+            return self._ways[in_ifindex, out_ifindex]
+        except KeyError:
+            way = self._find_way(in_ifindex, out_ifindex) if self._has_ways and in_ifindex else None
+            self._ways[in_ifindex, out_ifindex] = way
+            return way
+
+    def _find_way(self, in_ifindex: int, out_ifindex: int) -> Way | None:
+        facts = PacketFacts(
+            self.interfaces.name(in_ifindex), self.interfaces.name(out_ifindex), 0, 0, 0, ctstate=CtState.NEW
+        )
+        outcome = self._postrouting_uncounted(facts)
+        if not isinstance(self._forward_uncounted(facts).target, Accept) or not isinstance(outcome.target, Masquerade):
+            return None
+        nat = self.source_nat(outcome.target, out_ifindex, 0)
+        if nat is None:
+            return None
+        calls = [(self._count_forward, handle) for handle in self._forward.counted(facts)]
+        calls += [(self._count_postrouting, handle) for handle in self._postrouting.counted(facts)]
+
+        def count(length: int) -> None:
+            for add, handle in calls:
+                add(handle, length)
+
+        anybody = FlowSpec(0, 0, 0, 0, 0, 0, 0, True, in_ifindex, out_ifindex, 0)
+        return Way(nat, Allow.NEW.value | self._ask_forward(anybody), count)
 
     def source_nat(self, target: Masquerade, out_ifindex: int, source: int) -> SourceNat | None:
         """Return what MASQUERADE means for a packet; None if the interface has no address."""

@@ -1,13 +1,12 @@
 """The first packet of a flow: what is to become of it.
 
-    arriving   for the head itself ............ LOCAL_IN, no state: a stranger's packet makes none
-               from an uplink, for others ..... UNSOLICITED
-               anything else .................. ROUTED: POSTROUTING will see it
+    arriving   `nat/arriving.py`
 
     leaving    FORWARD says no ................ FORWARD_DROP
                a reply translated already ..... ROUTED
                TCP, but not the opening SYN ... TCP_STATE
                no nat rule .................... NO_RULE on an uplink; the head's own: unchanged
+               enough flows, no port .......... HOST_LIMIT, OUT_OF_PORTS
                MASQUERADE ..................... a new flow
 
 Nothing is rewritten here: the answer is a `FlowSpec` to install, or a `Reason`.
@@ -15,68 +14,76 @@ Nothing is rewritten here: the answer is a `FlowSpec` to install, or a `Reason`.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from natengine.fastpath import NOT_FOUND, FastPath
-from natengine.flow.mappings import Endpoint, MappingTable
-from natengine.flow.records import Allow, FlowSpec, flow_key, icmp_query_port
+from natengine.flow.mappings import Endpoint, MappingTable, MayShare, NoPort, Wanted
+from natengine.flow.records import Allow, FlowKey, FlowSpec, flow_key, icmp_query_port
+from natengine.nat.arriving import Arriving
+from natengine.nat.packet import NewPacket
 from natengine.nat.policy import ASK_FORWARD, Policy, SourceNat, is_drop
 from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
 from natengine.rules.model import Masquerade
-from natengine.vocab import CtState, Hook, PacketMeta, Proto, Reason
-from natengine.wire.ipv4 import ICMP_ECHO_REQUEST, Ipv4Fields, Transport
+from natengine.settings import Settings
+from natengine.vocab import CtState, Hook, Proto, Reason, Rng
+from natengine.wire.ipv4 import ICMP_ECHO_REQUEST
 from natengine.wire.tcp import ACK, FIN, RST, SYN
 
 ALLOW_NEW = Allow.NEW.value
 
+NO_PORT = {NoPort.OUT_OF_PORTS: Reason.OUT_OF_PORTS, NoPort.HOST_LIMIT: Reason.HOST_LIMIT}
+
 TRANSLATABLE = frozenset({Proto.TCP, Proto.UDP, Proto.ICMP})
-
-
-class NewPacket(NamedTuple):
-    """A packet that belongs to no known flow, read once."""
-
-    ip: Ipv4Fields
-    transport: Transport
-    meta: PacketMeta
-
-    @property
-    def from_head(self) -> bool:
-        """Whether the head itself sent it: nothing received it, so it has no in-interface."""
-        return self.meta.in_ifindex == 0
 
 
 class SlowPath:
     """Decides about packets without a flow."""
 
-    def __init__(self, fast: FastPath, mappings: MappingTable, policy: Policy) -> None:
+    def __init__(self, fast: FastPath, policy: Policy, settings: Settings, rng: Rng) -> None:
         self._fast = fast
-        self._mappings = mappings
         self.policy = policy
+        self.mappings = MappingTable(rng, settings)
+        self.arriving = Arriving(fast, self.mappings, settings)
+        self._max_flows = settings.max_flows_per_host
+        self._flows_of: dict[int, int] = {}             # that inside hosts have begun, by their address
 
-    def decide(self, packet: NewPacket) -> FlowSpec | Reason:
+    def decide(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
         """Return the flow that this packet begins, or why it begins none.
 
         A spec holds a mapping: install it, or `release` it.
         """
         if packet.meta.hook == Hook.PREROUTING:
-            return self._arriving(packet)
-        return self._leaving(packet)
+            spec = self.arriving.decide(packet, self.policy)
+        else:
+            spec = self._leaving(packet, now_ns)
+        if isinstance(spec, FlowSpec):
+            if self.arriving.counts_peers:
+                self.arriving.flow_begins(spec)
+            if spec.from_inside and spec.inside_ifindex:
+                self._flows_of[spec.inside_ip] = self._flows_of.get(spec.inside_ip, 0) + 1
+        return spec
 
-    def release(self, spec: FlowSpec) -> None:
-        """Let go of the mapping of a flow that has ended or was never installed."""
-        self._mappings.release(
+    def release(self, spec: FlowSpec, now_ns: int) -> None:
+        """Let go of what a flow holds that has ended or was never installed."""
+        if self.arriving.counts_peers:
+            self.arriving.flow_ends(spec)
+        if spec.from_inside and spec.inside_ifindex:
+            left = self._flows_of.pop(spec.inside_ip) - 1
+            if left:
+                self._flows_of[spec.inside_ip] = left
+        self.mappings.release(
             Endpoint(spec.proto, spec.inside_ip, spec.inside_port),
-            Endpoint(spec.proto, spec.outside_ip, spec.outside_port),
+            Endpoint(spec.proto, spec.outside_ip, spec.outside_port), now_ns,
         )
 
-    def _arriving(self, packet: NewPacket) -> Reason:
-        if self.policy.interfaces.is_local(packet.ip.dst):
-            return Reason.LOCAL_IN
-        if self.policy.is_uplink(packet.meta.in_ifindex):
-            return Reason.UNSOLICITED
-        return Reason.ROUTED
+    def _leaving(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
+        way = self.policy.way(packet.meta.in_ifindex, packet.meta.out_ifindex)
+        if way is None:
+            return self._ask_rules(packet, now_ns)
+        way.note(packet.ip.total_len)
+        refusal = _why_not_new(packet)
+        return self._new_flow(packet, way.nat, now_ns, way.allow) if refusal is None else refusal
 
-    def _leaving(self, packet: NewPacket) -> FlowSpec | Reason:
+    def _ask_rules(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
+        """Walk FORWARD, then nat POSTROUTING."""
         facts = self.policy.facts(packet.ip, packet.transport, packet.meta, CtState.NEW)
         if packet.from_head:
             if not self._is_trackable(packet):
@@ -85,9 +92,9 @@ class SlowPath:
             return Reason.ROUTED
         elif not self.policy.forwards(facts):
             return Reason.FORWARD_DROP
-        return self._source_nat(packet, facts)
+        return self._source_nat(packet, facts, now_ns)
 
-    def _source_nat(self, packet: NewPacket, facts: PacketFacts) -> FlowSpec | Reason:
+    def _source_nat(self, packet: NewPacket, facts: PacketFacts, now_ns: int) -> FlowSpec | Reason:
         """Walk nat POSTROUTING and act on what it says."""
         outcome = self.policy.postrouting(facts)
         if is_drop(outcome):
@@ -99,9 +106,9 @@ class SlowPath:
             nat = self.policy.source_nat(outcome.target, packet.meta.out_ifindex, packet.ip.src)
             if nat is None:
                 return Reason.NO_ADDRESS
-            return self._new_flow(packet, nat)
+            return self._new_flow(packet, nat, now_ns)
         if packet.from_head:
-            return self._own_flow(packet)
+            return self._own_flow(packet, now_ns)
         if outcome.handle == POLICY_HANDLE:
             return Reason.NO_RULE if self.policy.is_uplink(packet.meta.out_ifindex) else Reason.ROUTED
         refusal = _why_not_new(packet)                  # an ACCEPT rule: not translated, on purpose
@@ -138,47 +145,63 @@ class SlowPath:
             return not transport.tcp_flags & RST        # the answer to a stranger's SYN begins nothing
         return ip.proto != Proto.ICMP or transport.icmp_type == ICMP_ECHO_REQUEST
 
-    def _new_flow(self, packet: NewPacket, nat: SourceNat) -> FlowSpec | Reason:
+    def _new_flow(
+        self, packet: NewPacket, nat: SourceNat, now_ns: int, allow: int = ASK_FORWARD
+    ) -> FlowSpec | Reason:
         """Give the packet's source an outside endpoint."""
         if _answers_a_stranger(packet):
-            return self._own_flow(packet)       # a service: the peer knows its address and port, so they stay
-        ip, transport, _ = packet
+            # a service: the peer knows its address and port, so they stay
+            return self._own_flow(packet, now_ns)
+        ip, transport, meta = packet
+        if self._max_flows and not packet.from_head and self._flows_of.get(ip.src, 0) >= self._max_flows:
+            return Reason.HOST_LIMIT
         inside = Endpoint(ip.proto, ip.src, transport.src_port_or_icmp_id)
-        port = self._mappings.acquire(inside, nat.outside_ip, keep_port=nat.keep_port, ports=nat.ports)
-        if port is None:
-            return Reason.OUT_OF_PORTS
-        return self._flow(packet, nat.outside_ip, port)
+        wanted = Wanted(inside, nat.outside_ip, nat.keep_port, nat.ports, meta.in_ifindex)
+        port = self.mappings.acquire(wanted, self._may_share(packet, nat.outside_ip), now_ns)
+        if isinstance(port, NoPort):
+            return NO_PORT[port]
+        return self._flow(packet, nat.outside_ip, port, allow)
 
-    def _own_flow(self, packet: NewPacket) -> FlowSpec:
+    def _may_share(self, packet: NewPacket, outside_ip: int) -> MayShare:
+        """Return what tells whether no other flow has this packet's peer on an outside port."""
+        ip, peer_port, find = packet.ip, _peer_port(packet), self._fast.find
+        return lambda port: find(
+            FlowKey(Hook.PREROUTING, ip.proto, ip.dst, peer_port, outside_ip, port)
+        ) == NOT_FOUND
+
+    def _own_flow(self, packet: NewPacket, now_ns: int) -> FlowSpec:
         """Return the flow of a packet of the head's own that is not to be translated.
 
         Its port is held if it can be, so that no worker gets it while the head talks.
         """
         spec = self._unchanged_flow(packet)
         if self.policy.interfaces.owns(spec.inside_ip):
-            self._mappings.hold(Endpoint(spec.proto, spec.inside_ip, spec.inside_port))
+            self.mappings.hold(Endpoint(spec.proto, spec.inside_ip, spec.inside_port), now_ns)
         return spec
 
     def _unchanged_flow(self, packet: NewPacket) -> FlowSpec:
         """Return a flow whose outside endpoint is its inside endpoint."""
         return self._flow(packet, packet.ip.src, packet.transport.src_port_or_icmp_id)
 
-    def _flow(self, packet: NewPacket, outside_ip: int, outside_port: int) -> FlowSpec:
+    def _flow(self, packet: NewPacket, outside_ip: int, outside_port: int, allow: int = ASK_FORWARD) -> FlowSpec:
         """Return the flow of a leaving packet with this outside endpoint."""
         ip, transport, meta = packet
-        peer_port = transport.dst_port_or_icmp_id
-        if ip.proto == Proto.ICMP:
-            peer_port = icmp_query_port(Hook.POSTROUTING, transport.icmp_type)
         from_inside = not _answers_a_stranger(packet)
         spec = FlowSpec(
-            ip.proto, ip.src, transport.src_port_or_icmp_id, outside_ip, outside_port, ip.dst, peer_port,
+            ip.proto, ip.src, transport.src_port_or_icmp_id, outside_ip, outside_port, ip.dst, _peer_port(packet),
             from_inside, meta.in_ifindex, meta.out_ifindex,
-            self.policy.allow_by_interface(meta.in_ifindex, meta.out_ifindex, from_inside),
+            allow or self.policy.allow_by_interface(meta.in_ifindex, meta.out_ifindex, from_inside),
         )
         if spec.allow == ASK_FORWARD:
             # FORWARD, or nobody for the head's own, has let this packet pass: NEW is allowed
             spec = spec._replace(allow=ALLOW_NEW | self.policy.allow_later(spec))
         return spec
+
+
+def _peer_port(packet: NewPacket) -> int:
+    if packet.ip.proto == Proto.ICMP:
+        return icmp_query_port(Hook.POSTROUTING, packet.transport.icmp_type)
+    return packet.transport.dst_port_or_icmp_id
 
 
 def _answers_a_stranger(packet: NewPacket) -> bool:

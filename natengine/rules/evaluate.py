@@ -80,6 +80,18 @@ class Program:
             count(POLICY_HANDLE, facts.length)
         return self._policy
 
+    def counted(self, facts: PacketFacts) -> tuple[int, ...]:
+        """Return the handles that a call would count, in order; nothing is counted."""
+        handles = []
+        for predicate, handle, outcome in self._steps:
+            if predicate is None or predicate(facts):
+                handles.append(handle)
+                if outcome is not None:
+                    if outcome.handle == handle:
+                        return tuple(handles)
+                    break
+        return (*handles, POLICY_HANDLE)
+
 
 def compile_chain(chain: Chain, count: CountFunction | None = None) -> Program:
     """Compile a chain into a program.

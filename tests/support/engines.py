@@ -24,7 +24,7 @@ from natengine.frontend.iptables import parse_command
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.rules.model import RuleSet
-from natengine.settings import Settings
+from natengine.settings import SECOND_NS, Settings
 from natengine.vocab import Decision, Hook, Interface, PacketMeta, Reason, Verdict
 
 LO, BOND_DEF, BOND_2, BOND_3, INSIDE_2 = 1, 2, 3, 4, 5
@@ -36,6 +36,7 @@ INTERFACES = (
     Interface(BOND_3, "bond0.3", (address("198.51.100.1"),), (address("198.51.100.255"),)),
     Interface(INSIDE_2, "bond0.lan", (address("10.2.0.1"),), (address("10.2.0.255"),)),
 )
+HOLD_DOWN = Settings.port_hold_down_ns // SECOND_NS + 1     # seconds, for `ManualClock`
 OWNER_RULES = (
     "--table nat --append POSTROUTING --out-interface bond0.2 -j MASQUERADE",
     "--table nat --append POSTROUTING --out-interface bond0.3 -j MASQUERADE",
@@ -61,7 +62,7 @@ class Gateway:
         self.clock = ManualClock(now_ns)
         config = table_config(settings.max_flows, settings.timeouts)
         self.engine = NatEngine(backend.FastPath(config), settings=settings, rng=random.Random(seed))
-        self.engine.replace_interfaces(InterfaceTable(INTERFACES))
+        self.engine.replace_interfaces(InterfaceTable(INTERFACES), now_ns)
         self.engine.replace_ruleset(ruleset(rules))
 
     def process(self, packet: bytearray, hook: Hook, in_ifindex: int, out_ifindex: int) -> Decision:
@@ -96,14 +97,15 @@ class Gateway:
         """Change some interfaces, or take one away; return how many flows ended."""
         table = {each.ifindex: each for each in (*self.engine.interfaces, *changed)}
         table.pop(without, None)
-        return self.engine.replace_interfaces(InterfaceTable(table.values()))
+        return self.engine.replace_interfaces(InterfaceTable(table.values()), self.clock.now_ns)
 
     def expire_all(self) -> int:
-        """Go far into the future and return how many flows ended."""
+        """Go far into the future, where ports have rested too, and return how many flows ended."""
         self.clock.advance(100_000)
         ended = 0
         while count := self.engine.expire(self.clock.now_ns):
             ended += count
+        self.clock.advance(HOLD_DOWN)
         return ended
 
     def flow(self) -> FlowInfo:

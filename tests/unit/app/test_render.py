@@ -22,7 +22,7 @@ STATUS = {
         "nat": ["-P POSTROUTING ACCEPT", "-A POSTROUTING -o bond0.2 -j MASQUERADE"],
         "filter": ["-P FORWARD DROP", "-A FORWARD -m comment --comment \"[red]\" -j ACCEPT"],
     },
-    "flows": 5, "max_flows": 1000, "mappings": 4,
+    "flows": 5, "max_flows": 1000, "mappings": 4, "overloaded": 0,
     "packets_by_reason": {reason.name: int(reason) * (reason is not Reason.NO_RULE) for reason in Reason},
 }
 

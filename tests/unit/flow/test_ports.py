@@ -140,3 +140,79 @@ class AgainstASet(RuleBasedStateMachine):
 
 TestAgainstASet = AgainstASet.TestCase
 TestAgainstASet.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+# ── ports that rest, ports that are reserved, ports that are shared ──────────────────────────────
+
+
+def test_rfc6888_req8_a_port_rests_before_another_host_gets_it() -> None:
+    """But who had it may have it again at once."""
+    pool = PortPool(Proto.UDP, hold_down_ns=100)
+    assert pool.take(5000, rng(), host=1, now_ns=0) == 5000
+    pool.release(5000, host=1, now_ns=50)
+    assert pool.take(5000, rng(), host=2, now_ns=149) != 5000
+    assert pool.take(5000, rng(), host=1, now_ns=149) == 5000
+    pool.release(5000, host=1, now_ns=150)
+    assert pool.take(5000, rng(), host=2, now_ns=250) == 5000
+
+
+def test_when_no_other_is_left_the_port_that_has_rested_longest_goes_first() -> None:
+    pool, dice = PortPool(Proto.TCP, hold_down_ns=100), rng()
+    taken = [pool.take(5, dice, host=1, keep=False) for _ in range(511)]
+    assert sorted(taken) == list(range(1, 512))
+    for now_ns, port in enumerate((300, 7, 44)):
+        pool.release(port, host=1, now_ns=now_ns)
+    assert [pool.take(5, dice, host=2, now_ns=50) for _ in range(4)] == [300, 7, 44, None]
+
+
+@pytest.mark.parametrize("ports", [(7, 9), (500, 600)])
+def test_a_resting_port_of_the_range_is_better_than_none(ports: tuple[int, int]) -> None:
+    pool, dice = PortPool(Proto.TCP, hold_down_ns=100), rng()
+    taken = {pool.take(1, dice, ports=ports) for _ in range(ports[1] - ports[0] + 1)}
+    assert taken == set(range(ports[0], ports[1] + 1))
+    pool.release(ports[1], host=1, now_ns=0)
+    assert pool.take(1, dice, host=2, ports=ports, now_ns=1) == ports[1]
+    assert pool.take(1, dice, host=2, ports=ports, now_ns=1) is None
+
+
+def test_port_0_does_not_rest() -> None:
+    """It has no class to rest in, and nobody is given it but who asks for it."""
+    pool = PortPool(Proto.UDP, hold_down_ns=100)
+    for _ in range(2):
+        assert pool.take(0, rng(), host=1) == 0
+        pool.release(0, host=1)
+    assert pool.take(0, rng(), host=2) == 0
+
+
+def test_reserved_ports_are_for_the_head() -> None:
+    pool = PortPool(Proto.UDP)
+    assert pool.take(53, rng()) == 53
+    pool.reserve(frozenset({53, 123}))
+    assert pool.take(123, rng()) != 123
+    assert pool.take(123, rng(), ports=(123, 123)) is None
+    assert pool.take(123, rng(), for_head=True) == 123
+    pool.release(123)
+    assert pool.take(123, rng()) != 123, "still reserved"
+    pool.release(53)
+    assert pool.take(53, rng()) != 53, "reserved while a worker had it"
+    pool.reserve(frozenset({53}))
+    assert pool.take(123, rng()) == 123
+
+
+def test_an_even_port_has_a_free_neighbour() -> None:
+    """RFC 4787 4.2.2: RTCP will want the next port; it is there for almost everybody."""
+    pool, dice = PortPool(Proto.UDP), rng()
+    for port in range(1025, 65536, 4):                      # every other odd port is taken
+        pool.take(port, dice)
+    picked = [pool.take(5000, dice, keep=False) for _ in range(200)]
+    assert sum(pool.is_free(port + 1) for port in picked if port is not None) > 180
+
+
+def test_sharing() -> None:
+    """Only what is taken can be shared, and only where the peers tell the flows apart."""
+    pool, dice = PortPool(Proto.UDP), rng()
+    for _ in range(4):
+        pool.take(6000, dice, ports=(6000, 6003))
+    assert pool.share(5000, dice, lambda port: port == 6002, (6000, 6003)) == 6002
+    assert pool.share(5000, dice, lambda port: False, (6000, 6003)) is None
+    assert pool.share(5000, dice, lambda port: True, (7000, 7003)) is None

@@ -134,7 +134,7 @@ def test_the_flow_has_ended_meanwhile(gateway: Gateway) -> None:
     """Another flow has got its id; the fragment must not follow that one."""
     pieces = fragments(udp(OUT, DATA), 200)
     gateway.through(pieces[0])
-    gateway.engine.remove_flow(gateway.flow().flow_id)
+    gateway.engine.remove_flow(gateway.flow().flow_id, gateway.clock.now_ns)
     gateway.through(udp("10.1.0.12:6000 > 203.0.113.2:53"))
     assert gateway.flow().flow_id == 0
     assert reason_of(gateway.out(pieces[1])) is Reason.FRAGMENT_ORPHAN

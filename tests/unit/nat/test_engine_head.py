@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.engines import BOND_2, BOND_DEF, Gateway, reason_of
+from support.engines import BOND_2, BOND_DEF, HOLD_DOWN, Gateway, reason_of
 from support.packets import address, describe, icmp, other, ping, pong, source_port, tcp, udp
 
 from natengine.vocab import Reason
@@ -80,9 +80,9 @@ def test_a_service_without_the_port_does_not_give_it_away(gateway: Gateway) -> N
     gateway.through(tcp("10.1.0.11:22 > 203.0.113.9:80", "S"))
     gateway.head(tcp("203.0.113.1:22 > 203.0.113.2:4000", "SA"))               # too late for the port
     worker, early = (flow.flow_id for flow in gateway.engine.flows())
-    gateway.engine.remove_flow(worker)
+    gateway.engine.remove_flow(worker, gateway.clock.now_ns)
     gateway.head(tcp("203.0.113.1:22 > 203.0.113.3:4000", "SA"))               # gets it
-    gateway.engine.remove_flow(early)
+    gateway.engine.remove_flow(early, gateway.clock.now_ns)
     assert source_port(gateway.through(tcp("10.1.0.12:22 > 203.0.113.9:80", "S"))) != 22
 
 
@@ -92,10 +92,11 @@ def test_own_flow_without_a_rule_holds_its_port(gateway: Gateway) -> None:
     gateway.rules("-t nat -F")
     gateway.head(udp("203.0.113.1:5000 > 203.0.113.3:53"))
     first, second = (flow.flow_id for flow in gateway.engine.flows())
-    gateway.engine.remove_flow(second)
+    gateway.engine.remove_flow(second, gateway.clock.now_ns)
     gateway.rules("-t nat -A POSTROUTING -o bond0.2 -j MASQUERADE")
     assert source_port(gateway.through(udp("10.1.0.11:5000 > 203.0.113.2:53"))) != 5000
-    gateway.engine.remove_flow(first)
+    gateway.engine.remove_flow(first, gateway.clock.now_ns)
+    gateway.clock.advance(HOLD_DOWN)
     assert source_port(gateway.through(udp("10.1.0.12:5000 > 203.0.113.2:53"))) == 5000
 
 

@@ -21,11 +21,12 @@ def test_unsolicited(gateway: Gateway, build: object) -> None:
 
 
 def test_another_peer_does_not_get_in(gateway: Gateway) -> None:
-    """Address- and port-dependent filtering: only whom the worker wrote to may answer."""
+    """Address- and port-dependent filtering: only whom the worker wrote to may answer; others get no answer."""
     gateway.through(udp("10.1.0.11:5000 > 203.0.113.2:53"))
     for stranger in ("203.0.113.3:53", "203.0.113.2:54"):
-        assert reason_of(gateway.back(udp(f"{stranger} > 203.0.113.1:5000"))) is Reason.LOCAL_IN
+        assert reason_of(gateway.back(udp(f"{stranger} > 203.0.113.1:5000"))) is Reason.FILTERED
     assert not gateway.flow().seen_reply
+    assert reason_of(gateway.back(udp("203.0.113.3:53 > 203.0.113.1:5001"))) is Reason.LOCAL_IN
 
 
 def test_an_answer_on_the_other_uplink_is_still_one(gateway: Gateway) -> None:

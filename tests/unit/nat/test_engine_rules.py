@@ -56,7 +56,7 @@ def test_policy_drop_and_established_accepted(gateway: Gateway) -> None:
     )
     gateway.through(udp(OUT))
     assert gateway.returned(udp(BACK))
-    assert reason_of(gateway.back(udp("203.0.113.2:81 > 203.0.113.1:5000"))) is Reason.LOCAL_IN
+    assert reason_of(gateway.back(udp("203.0.113.2:81 > 203.0.113.1:5000"))) is Reason.FILTERED
     assert reason_of(gateway.back(udp("203.0.113.2:81 > 10.1.0.11:5000"))) is Reason.UNSOLICITED
 
 

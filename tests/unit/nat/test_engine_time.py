@@ -140,6 +140,6 @@ def test_remove_flow(timed: Gateway) -> None:
     """`conntrack -D`: gone at once, port and all; a second time there is nothing."""
     timed.through(udp(OUT))
     flow_id = timed.flow().flow_id
-    assert timed.engine.remove_flow(flow_id)
-    assert not timed.engine.remove_flow(flow_id)
+    assert timed.engine.remove_flow(flow_id, timed.clock.now_ns)
+    assert not timed.engine.remove_flow(flow_id, timed.clock.now_ns)
     assert timed.engine.stats()[:2] == (0, 0)
