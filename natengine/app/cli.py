@@ -10,9 +10,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from natengine import __version__
 from natengine.app.rundir import DEFAULT as DEFAULT_RUN_DIR
@@ -140,29 +139,12 @@ def _run(words: list[str], run_dir: Path) -> int:
     config = GatewayConfig(
         run_dir, options.queue_num, options.queues, options.busy_poll, options.io,
         os.environ.get("NATENGINE_FASTPATH") or "auto",
-        _settings(options.config, max_flows=options.max_flows, max_flows_per_host=options.max_flows_per_host),
+        daemon.read_settings_file(
+            options.config, DEFAULT_SETTINGS,
+            max_flows=options.max_flows, max_flows_per_host=options.max_flows_per_host,
+        ),
     )
     return daemon.run(config, rules, signals)
-
-
-def _settings(path: Path | None, **said: int | None) -> Settings:
-    """Return the settings of a file (None: of the usual one, which need not be there) and those said by option."""
-    from natengine.frontend.toml import read_settings
-
-    file = path or DEFAULT_SETTINGS
-    try:
-        settings = read_settings(file.read_text(), str(file))
-    except FileNotFoundError:
-        if path is not None:
-            raise ConfigError(f"{path}: no such file") from None
-        settings = Settings()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: {error}") from None
-    options: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
-    settings = replace(settings, **options)
-    if settings.max_flows < 1:
-        raise ConfigError(f"{file}: max_flows is at least 1")
-    return settings
 
 
 def _number(first: int, last: int) -> Callable[[str], int]:

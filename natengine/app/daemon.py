@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from natengine.adapters.notify import notify, watchdog_interval_s
 from natengine.app.control import ControlServer
@@ -12,6 +13,8 @@ from natengine.app.gateway import Gateway, GatewayConfig
 from natengine.app.rundir import RunDir
 from natengine.app.stopping import StopSignals
 from natengine.errors import ConfigError, HostError
+from natengine.frontend.toml import read_settings
+from natengine.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,31 @@ class RulesFile:
             raise ConfigError(f"{self.path}: no such file; write one with: natengine save --file {self.path}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{self.path}: {error}") from None
+
+
+def read_settings_file(path: Path | None, usual: Path, **said: int | None) -> Settings:
+    """Return the settings of a file, and over them those `said` by option.
+
+    Args:
+        path: The file; None for the `usual` one, which need not be there.
+
+    Raises:
+        ConfigError: It cannot be read, or is wrong.
+    """
+    file = path or usual
+    try:
+        settings = read_settings(file.read_text(), str(file))
+    except FileNotFoundError:
+        if path is not None:
+            raise ConfigError(f"{path}: no such file") from None
+        settings = Settings()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+    options: dict[str, Any] = {key: value for key, value in said.items() if value is not None}
+    settings = replace(settings, **options)
+    if settings.max_flows < 1:
+        raise ConfigError(f"{file}: max_flows is at least 1")
+    return settings
 
 
 def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:

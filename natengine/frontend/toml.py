@@ -12,10 +12,12 @@ import difflib
 import enum
 import tomllib
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from natengine.errors import ConfigError
 from natengine.settings import SECOND_NS, Settings, Timeouts
+
+S = TypeVar("S", Settings, Timeouts)
 
 _TIME = "_ns"                       # fields of this ending are written in seconds, without it
 MAX_SECONDS = 10 * 365 * 86_400     # more is a mistake
@@ -39,9 +41,9 @@ def read_settings(text: str, source: str) -> Settings:
     return replace(settings, timeouts=_fill(Timeouts(), timeouts, source, "timeouts."))
 
 
-def _fill(defaults: Any, table: dict[str, Any], source: str, prefix: str) -> Any:
+def _fill(defaults: S, table: dict[str, Any], source: str, prefix: str) -> S:
     names = {each.name.removesuffix(_TIME): each.name for each in fields(defaults) if each.name != "timeouts"}
-    changes = {}
+    changes: dict[str, Any] = {}
     for key, value in table.items():
         if key not in names:
             near = difflib.get_close_matches(key, names, 1)
