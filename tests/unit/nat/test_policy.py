@@ -10,8 +10,9 @@ from natengine.flow.records import Allow, FlowSpec
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import Policy, SourceNat, interface_matches, join_uplinks
 from natengine.rules.counters import RuleCounters
+from natengine.rules.facts import PacketFacts
 from natengine.rules.model import ChainName, Masquerade, PortRange, TableName, Uplinks
-from natengine.vocab import Proto
+from natengine.vocab import CtState, Proto
 
 INSIDE, OUTSIDE, PEER = address("10.1.0.11"), address("203.0.113.1"), address("203.0.113.2")
 SPEC = FlowSpec(Proto.TCP, INSIDE, 5000, OUTSIDE, 5000, PEER, 80, True, BOND_DEF, BOND_2, 0)
@@ -131,3 +132,54 @@ def test_source_nat(target: Masquerade, wanted: SourceNat) -> None:
 def test_source_nat_without_an_interface() -> None:
     """It has gone, or has no address."""
     assert policy().source_nat(Masquerade(), 99, INSIDE) is None
+
+
+# ── ways ─────────────────────────────────────────────────────────────────────────────────────────
+
+MASQUERADE_2 = "-t nat -A POSTROUTING -o bond0.2 -j MASQUERADE"
+FACTS = {"in_name": "bond0.def", "out_name": "bond0.2", "src": INSIDE, "dst": PEER, "proto": int(Proto.UDP)}
+
+
+@pytest.mark.parametrize("lines", [
+    (MASQUERADE_2,),
+    (MASQUERADE_2, "-P FORWARD DROP", "-A FORWARD -i bond0.def -j ACCEPT"),
+    ("-A FORWARD -m comment --comment counted", "-A FORWARD -o bond0.3 -j DROP", MASQUERADE_2),
+    ("-t nat -A POSTROUTING -o bond0.3 -j MASQUERADE", "-t nat -A POSTROUTING -m comment --comment x", MASQUERADE_2),
+    ("-A FORWARD -m conntrack --ctstate NEW -j ACCEPT", "-P FORWARD DROP", MASQUERADE_2 + " --random"),
+    ("-A FORWARD -i bond0.def -j RETURN", MASQUERADE_2),
+])
+def test_a_way_says_and_counts_what_the_walks_do(lines: tuple[str, ...]) -> None:
+    by_way, by_walk = RuleCounters(), RuleCounters()
+    rules = ruleset(lines)
+    way = Policy(rules, InterfaceTable(INTERFACES), by_way, rules.uplinks()).way(BOND_DEF, BOND_2)
+    walked = Policy(rules, InterfaceTable(INTERFACES), by_walk, rules.uplinks())
+    assert way is not None
+    for length in (28, 1500):
+        way.note(length)
+        facts = PacketFacts(**FACTS, length=length, ctstate=CtState.NEW)  # type: ignore[arg-type]
+        assert walked.forwards(facts)
+        target = walked.postrouting(facts).target
+    assert isinstance(target, Masquerade)
+    assert way.nat == walked.source_nat(target, BOND_2, INSIDE)
+    assert way.allow == Allow.NEW | walked.allow_later(SPEC)
+    assert by_way == by_walk
+
+
+@pytest.mark.parametrize("lines", [
+    (),                                                                 # no rule covers it
+    (MASQUERADE_2, "-P FORWARD DROP"),
+    (MASQUERADE_2, "-A FORWARD -s 10.1.0.12 -j DROP"),                  # other hosts, other answers
+    (MASQUERADE_2, "-A FORWARD -p tcp -j DROP"),
+    ("-t nat -A POSTROUTING -o bond0.2 -d 203.0.113.2 -j ACCEPT", MASQUERADE_2),
+    ("-t nat -A POSTROUTING -o bond0.2 -j ACCEPT",),
+    ("-t nat -A POSTROUTING -j MASQUERADE",),                           # replies come by here, too
+])
+def test_no_way_where_each_flow_has_to_ask(lines: tuple[str, ...]) -> None:
+    assert policy(*lines).way(BOND_DEF, BOND_2) is None
+
+
+def test_the_heads_own_flows_and_uplinks_without_address_have_no_way() -> None:
+    assert policy(MASQUERADE_2).way(0, BOND_2) is None
+    without = InterfaceTable(each._replace(addresses=()) if each.ifindex == BOND_2 else each for each in INTERFACES)
+    rules = ruleset([MASQUERADE_2])
+    assert Policy(rules, without, RuleCounters(), rules.uplinks()).way(BOND_DEF, BOND_2) is None
