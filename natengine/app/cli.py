@@ -100,6 +100,20 @@ def _run(words: list[str], run_dir: Path) -> int:
     from natengine.app import daemon
     from natengine.app.gateway import GatewayConfig
 
+    options = _run_parser().parse_args(words)
+    rules = daemon.RulesFile(options.rules or _rules_path(), required=options.rules is not None)
+    config = GatewayConfig(
+        run_dir, options.queue_num, options.queues, options.busy_poll, options.io,
+        os.environ.get("NATENGINE_FASTPATH") or "auto",
+        daemon.read_settings_file(
+            options.config, DEFAULT_SETTINGS,
+            max_flows=options.max_flows, max_flows_per_host=options.max_flows_per_host,
+        ),
+    )
+    return daemon.run(config, rules, signals)
+
+
+def _run_parser() -> _Parser:
     parser = _Parser(
         "natengine run", description="Be the gateway of this network namespace until SIGTERM, SIGINT or SIGHUP.",
         epilog="Prints `ready` when packets are being translated. Without rules nothing is forwarded "
@@ -134,17 +148,7 @@ def _run(words: list[str], run_dir: Path) -> int:
     parser.add_argument(
         "--queue-num", type=_number(0, 65535), default=DEFAULT_QUEUE, metavar="N", help="NFQUEUE number (%(default)s)"
     )
-    options = parser.parse_args(words)
-    rules = daemon.RulesFile(options.rules or _rules_path(), required=options.rules is not None)
-    config = GatewayConfig(
-        run_dir, options.queue_num, options.queues, options.busy_poll, options.io,
-        os.environ.get("NATENGINE_FASTPATH") or "auto",
-        daemon.read_settings_file(
-            options.config, DEFAULT_SETTINGS,
-            max_flows=options.max_flows, max_flows_per_host=options.max_flows_per_host,
-        ),
-    )
-    return daemon.run(config, rules, signals)
+    return parser
 
 
 def _number(first: int, last: int) -> Callable[[str], int]:
