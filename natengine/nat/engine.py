@@ -126,12 +126,8 @@ class NatEngine:
 
     def _begin(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Let the rules decide about a packet without a flow."""
-        flow_id = self._create(new, now_ns)
+        flow_id = self._create(packet, new, now_ns)
         if isinstance(flow_id, Reason):
-            if flow_id in _NO_ROOM:
-                self._tell_sender(packet, new, now_ns)
-            elif flow_id is Reason.SYN_HELD:
-                self._slow.arriving.held.hold(packet, new.key, now_ns)
             return flow_id
         reason = _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
         if VERDICTS[reason] is Verdict.DROP:
@@ -144,18 +140,27 @@ class NatEngine:
         if own is not None:
             self.outbox.error(own, UNREACHABLE, ADMINISTRATIVELY_PROHIBITED, packet, new.ip, now_ns)
 
-    def _create(self, new: NewPacket, now_ns: int) -> int | Reason:
+    def _refuse(self, reason: Reason, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
+        """Do what goes with some reasons for not beginning a flow; return the reason."""
+        if reason in _NO_ROOM:
+            self._tell_sender(packet, new, now_ns)
+        elif reason is Reason.SYN_HELD:
+            self._slow.arriving.held.hold(packet, new.key, now_ns)
+        return reason
+
+    def _create(self, packet: bytearray, new: NewPacket, now_ns: int) -> int | Reason:
         """Install the flow that a packet begins and return its id, or why there is none."""
         answer = self._slow.decide(new, now_ns)
         if isinstance(answer, Reason):
-            return answer
+            return self._refuse(answer, packet, new, now_ns)
         flow_id = self._fast.install(answer, now_ns)
         if flow_id == FULL and self._evict(now_ns):
             flow_id = self._fast.install(answer, now_ns)
         if flow_id >= 0:
             return flow_id
         self._slow.release(answer, now_ns)
-        return Reason.TABLE_FULL if flow_id == FULL else Reason.OUT_OF_PORTS
+        reason = Reason.TABLE_FULL if flow_id == FULL else Reason.OUT_OF_PORTS
+        return self._refuse(reason, packet, new, now_ns)
 
     def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """The rules have changed since FORWARD last allowed this flow."""
@@ -248,7 +253,7 @@ class NatEngine:
         flow_id = self._fast.find(new.key)
         begins = flow_id == NOT_FOUND
         if begins:
-            created = self._create(new, now_ns)
+            created = self._create(packet, new, now_ns)
             if isinstance(created, Reason):
                 return created
             flow_id = created

@@ -7,10 +7,10 @@ from types import ModuleType
 
 import pytest
 from support.engines import BOND_3, Gateway, reason_of
-from support.packets import describe, source_port, tcp, udp
+from support.packets import describe, fragments, source_port, tcp, udp
 
 from natengine.settings import FilteringBehaviour, MappingBehaviour, Settings
-from natengine.vocab import Proto, Reason
+from natengine.vocab import Proto, Reason, Verdict
 
 OUT = "10.1.0.11:5000 > 203.0.113.2:53"
 MAPPED = "203.0.113.1:5000"
@@ -147,6 +147,19 @@ def test_rfc5382_req4_also_for_a_port_that_nobody_has(gateway: Gateway) -> None:
     assert reason_of(gateway.back(tcp(SYN, "A"))) is Reason.LOCAL_IN, "no SYN"
     assert reason_of(gateway.back(udp(SYN))) is Reason.LOCAL_IN
     assert reason_of(gateway.back(tcp(SYN))) is Reason.SYN_HELD
+
+
+def test_first_fragments_are_refused_like_whole_packets(fastpath_backend: ModuleType) -> None:
+    """A SYN in pieces is held and answered, and a host without room is told, once for each datagram."""
+    gateway = Gateway(fastpath_backend, settings=Settings(max_flows=64, max_flows_per_host=1))
+    gateway.through(tcp(OUT))
+    first, *later = fragments(tcp(SYN, "S", bytes(60)), 40, 7)
+    assert reason_of(gateway.back(first)) is Reason.SYN_HELD
+    first, *later = fragments(udp("10.1.0.11:6 > 203.0.113.2:53", bytes(60)), 40, 8)
+    assert reason_of(gateway.out(first)) is Reason.HOST_LIMIT
+    assert all(gateway.out(piece).verdict is Verdict.DROP for piece in later)
+    gateway.clock.advance(6)
+    assert told(gateway) == [("10.1.0.1 > 10.1.0.11", 3, 13), ("203.0.113.1 > 203.0.113.3", 3, 3)]
 
 
 def test_holding_can_be_switched_off(fastpath_backend: ModuleType) -> None:
