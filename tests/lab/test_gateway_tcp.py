@@ -23,6 +23,7 @@ from gateway_tools import (
     wait_for,
 )
 from natlab import CommandFailed, Lab
+from natlab.capture import Capture
 from natlab.engine import Engine
 from scapy.layers.inet import IP, TCP
 from scapy.packet import Packet
@@ -46,16 +47,27 @@ def forged(flags: str, seq: int, ack: int = 0, data: bytes = b"") -> Packet:
     return IP(src=ADDRESS["inet2"], dst=UPLINK["inet2"]) / segment / data
 
 
+def reply_number(connection: socket.socket, capture: Capture) -> int:
+    """The sequence number of what inet2 has just answered; the question has the same bytes and is seen first."""
+    echo(connection, b"known")
+
+    def numbers() -> list[int]:
+        return [
+            each[TCP].seq for each in capture.packets()
+            if each[IP].src == ADDRESS["inet2"] and bytes(each[TCP].payload) == b"known"
+        ]
+
+    wait_for("the answer in the capture", numbers)
+    return numbers()[-1]
+
+
 @pytest.mark.parametrize(("flags", "data"), [("R", b""), ("RA", b""), ("A", b"injected"), ("FA", b"")])
 def test_guesses_do_not_get_through(
     lab: Lab, gateway: Engine, connection: socket.socket, flags: str, data: bytes
 ) -> None:
     """Numbers from all over the circle, but not from near the connection's own, which the capture tells."""
     with lab.capture("worker1", "eth0", f"tcp port {ECHO}") as capture:
-        echo(connection, b"known")
-        wait_for("the echo", lambda: any(bytes(each[TCP].payload) == b"known" for each in capture.packets()))
-        replies = [each for each in capture.packets() if each[IP].src == ADDRESS["inet2"]]
-        now = replies[-1][TCP].seq
+        now = reply_number(connection, capture)
         rng = random.Random(5)
         before = dropped(gateway, "tcp window")
         send_raw(lab, "inet2", *(
@@ -80,10 +92,7 @@ def test_a_guess_in_the_window_is_for_the_receiver_to_question(
 ) -> None:
     """RFC 5961 3.2: worker1 answers with a challenge ACK and stays; so does the state."""
     with lab.capture("worker1", "eth0", f"tcp port {ECHO}") as capture:
-        echo(connection, b"known")
-        wait_for("the echo", lambda: any(bytes(each[TCP].payload) == b"known" for each in capture.packets()))
-        replies = [each for each in capture.packets() if each[IP].src == ADDRESS["inet2"]]
-        send_raw(lab, "inet2", forged("R", replies[-1][TCP].seq + 1000))
+        send_raw(lab, "inet2", forged("R", reply_number(connection, capture) + 1000))
         wait_for("the RST", lambda: any(each[TCP].flags.R for each in capture.packets()))
         assert conntrack_lines(gateway, "--sport", "31200", "--state", "ESTABLISHED")
         echo(connection, b"still here")
