@@ -36,6 +36,14 @@ class FilteringBehaviour(enum.Enum):
     ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"       # just who was written to: the kernel's way
 
 
+class HookBackEnd(enum.Enum):
+    """Which of the kernel's languages the hooks are installed in."""
+
+    AUTO = "auto"                                  # the first that the kernel has, nft before iptables
+    NFT = "nft"
+    IPTABLES = "iptables"
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything about the engine that is not a rule."""
@@ -52,3 +60,4 @@ class Settings:
     max_fragment_trains: int = 4096                # datagrams in flight as fragments, all hosts together
     tcp_liberal: bool = False                      # nf_conntrack_tcp_be_liberal: only RSTs must be in the window
     fragment_timeout_ns: int = 30 * SECOND_NS      # net.ipv4.ipfrag_time; RFC 6146 wants 2 s at least
+    hooks: HookBackEnd = HookBackEnd.AUTO

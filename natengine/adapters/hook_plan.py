@@ -3,8 +3,8 @@
     ARRIVING     raw    PREROUTING     before conntrack and routing
     LEAVING      mangle POSTROUTING    after routing
 
-A back end (`hooks.py` for xtables) renders the rules of a plan into chains of our own.  No rule lets a packet
-pass when nobody listens on the queue (fail closed).
+A back end (`hooks.py` for xtables, `hooks_nft.py`) renders the rules of a plan into chains of our own.  No rule
+lets a packet pass when nobody listens on the queue (fail closed).
 """
 
 from __future__ import annotations
@@ -66,3 +66,6 @@ class Hooks(Protocol):
 
     def remove(self) -> None:
         """Take out what is ours; what is not there is no error."""
+
+    def is_installed(self) -> bool:
+        """Whether anything of ours is there, perhaps left behind by a killed engine."""

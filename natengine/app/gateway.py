@@ -18,8 +18,8 @@ from natengine import __version__
 from natengine.adapters.base import PacketIO
 from natengine.adapters.clock import now_ns
 from natengine.adapters.forwarding import Forwarding
+from natengine.adapters.hook_backends import open_hooks, remove_leftovers
 from natengine.adapters.hook_plan import HookPlan, Hooks
-from natengine.adapters.hooks import IptablesHooks
 from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
@@ -114,12 +114,14 @@ class Gateway:
             self.engine.replace_ruleset(ruleset, counters)
             self._sender = self._keep(RawSender(), RawSender.close)
             self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
-            self.hooks: Hooks = self._keep(IptablesHooks(self.io.queues), IptablesHooks.remove)
+            self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
+            self._undo.append(self.hooks.remove)
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
             if self.engine.uplinks == Uplinks():
                 # Whoever was killed here may have left forwarding on, and hooks that are about to go.
                 self._forwarding.restore()
             self._take_from(self.engine.uplinks)
+            remove_leftovers(self.hooks)
             self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
             self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
             self.loop.watch(self._routes.fileno(), self._interfaces_changed)
