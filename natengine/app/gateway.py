@@ -26,9 +26,8 @@ from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
 from natengine.app.loop import Loop
 from natengine.errors import ConfigError, HostError
-from natengine.fastpath import FastPath, TableConfig, create
+from natengine.fastpath import FastPath, configure, create
 from natengine.flow.records import FlowInfo
-from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
 from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
 from natengine.frontend.save import dump, parse_restore
@@ -61,11 +60,7 @@ class GatewayConfig:
 
 def make_fast_path(choice: str, settings: Settings) -> tuple[str, FastPath]:
     """Return the name of a fast path and an empty one of that kind."""
-    config = TableConfig(
-        settings.max_flows, timeouts_by_state(settings.timeouts), settings.timeouts.udp_ns,
-        settings.timeouts.icmp_query_ns, TRANSITIONS, SEGMENT_OF_FLAGS, os.urandom(16), settings.tcp_liberal,
-    )
-    return create(choice, config)
+    return create(choice, configure(settings, os.urandom(16)))
 
 
 def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
