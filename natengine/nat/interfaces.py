@@ -17,7 +17,7 @@ class InterfaceTable:
 
     def __init__(self, interfaces: Iterable[Interface] = ()) -> None:
         self._by_index = {each.ifindex: each for each in interfaces}
-        self._addresses = frozenset(ip for each in self._by_index.values() for ip in each.addresses)
+        self.addresses = frozenset(ip for each in self._by_index.values() for ip in each.addresses)
         self._broadcasts = frozenset(ip for each in self._by_index.values() for ip in each.broadcasts)
 
     def __eq__(self, other: object) -> bool:
@@ -44,12 +44,12 @@ class InterfaceTable:
 
     def owns(self, address: int) -> bool:
         """Say whether a unicast address belongs to the host itself."""
-        return address in self._addresses
+        return address in self.addresses
 
     def is_local(self, destination: int) -> bool:
         """Say whether a packet to `destination` is for the host: its own, broadcast, multicast, loopback."""
         return (
-            destination in self._addresses
+            destination in self.addresses
             or destination in self._broadcasts
             or destination == LIMITED_BROADCAST
             or MULTICAST.contains(destination)
