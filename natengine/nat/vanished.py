@@ -16,7 +16,7 @@ from natengine.fastpath import NOT_FOUND, FastPath
 from natengine.flow.records import FlowSpec
 from natengine.vocab import Hook, PacketMeta
 
-FLOWS_AT_ONCE = 4096                # to end: some milliseconds in Python
+FLOWS_AT_ONCE = 1024                # to end: some milliseconds in Python
 _LOOKS, _LOOKS_AT_ONCE = 1024, 65_536
 
 
