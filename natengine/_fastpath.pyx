@@ -33,9 +33,9 @@ from libc.string cimport memset
 
 from natengine._tcp_window cimport ASIDE, FLAG_RST, OUTSIDE, Segment, Side, judge, note_segment, read_segment
 from natengine._wire cimport (
-    HOOK_POSTROUTING, HOOK_PREROUTING, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
+    HOOK_POSTROUTING, HOOK_PREROUTING, IS_ICMP, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
     PATH_REFUSED_STATE, PATH_REFUSED_WINDOW, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Key,
-    complete_transport_checksum, parse_untrusted, rewrite,
+    complete_transport_checksum, load16, parse_untrusted, rewrite,
 )
 
 from natengine._fastpath_py import FULL, NOT_FOUND, SLOTS, TAKEN, TICK_NS, TableConfig
@@ -43,10 +43,13 @@ from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
 from natengine.flow.tcp_state import SEGMENTS, STATES
 from natengine.flow.tcp_window import UNHEARD_SIDES
 from natengine.flow.tcp_window import Side as SideInfo
+from natengine.wire.ipv4 import Ipv4Fields, Transport, parse_packet_untrusted
 
 __all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
 BACKEND = "cython"
+
+cdef object new_tuple = tuple.__new__       # spares a named tuple the detour through Python
 
 cdef enum:
     NS_PER_TICK = 1_000_000_000
@@ -152,6 +155,27 @@ A flow table of fixed capacity and the packet path over it.
         free(self.index)
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
+
+    def read(self, packet: bytearray) -> tuple[Ipv4Fields, Transport]:
+        """Return the headers of a packet that `translate` has left to others.
+
+        Raises:
+            BadPacket, Truncated: As `wire.ipv4.parse_packet_untrusted`.
+        """
+        if not PyByteArray_Check(packet):
+            raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
+        cdef const uint8_t *data = <const uint8_t *>PyByteArray_AS_STRING(packet)
+        cdef Headers headers
+        # whole TCP and UDP packets are what nearly all new flows begin with
+        if (
+            parse_untrusted(data, <size_t>PyByteArray_GET_SIZE(packet), HOOK_POSTROUTING, &headers)
+            or headers.key.proto == IS_ICMP
+        ):
+            return parse_packet_untrusted(packet)
+        return new_tuple(Ipv4Fields, (
+            headers.transport_at, headers.total_len, data[1], load16(data + 4), False, 0, data[8],
+            headers.key.proto, headers.key.src, headers.key.dst,
+        )), new_tuple(Transport, (headers.key.src_port, headers.key.dst_port, headers.tcp_flags, 0, 0))
 
     def translate(self, packet: bytearray, hook: int, now_ns: int, out_ifindex: int = 0) -> int:
         """Rewrite `packet` in place if its flow is known, and return a `Path`.

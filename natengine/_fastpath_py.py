@@ -37,6 +37,7 @@ from natengine.wire.ipv4 import (
     Ipv4Fields,
     Transport,
     parse_ipv4_untrusted,
+    parse_packet_untrusted,
     parse_transport_untrusted,
 )
 from natengine.wire.rewrite import complete_checksum, rewrite_destination, rewrite_source
@@ -150,6 +151,16 @@ class FastPath:
         self._generation = 0
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
+
+    def read(self, packet: bytearray) -> tuple[Ipv4Fields, Transport]:
+        """Return the headers of a packet that `translate` has left to others.
+
+        Raises:
+            BadPacket, Truncated: As `wire.ipv4.parse_packet_untrusted`.
+        """
+        if not isinstance(packet, bytearray):
+            raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
+        return parse_packet_untrusted(packet)
 
     def translate(self, packet: bytearray, hook: int, now_ns: int, out_ifindex: int = 0) -> int:
         """Rewrite `packet` in place if its flow is known, and return a `Path`.

@@ -13,6 +13,7 @@ from natengine import _fastpath_py
 from natengine._fastpath_py import FULL, NOT_FOUND, TAKEN, TableConfig
 from natengine.errors import FastPathError
 from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
+from natengine.wire.ipv4 import Ipv4Fields, Transport
 
 __all__ = ["CHOICES", "FULL", "NOT_FOUND", "TAKEN", "FastPath", "TableConfig", "create", "select"]
 
@@ -22,6 +23,7 @@ CHOICES = ("auto", "cython", "python")
 class FastPath(Protocol):
     """The contract of both twins; `_fastpath_py` says what each method does."""
 
+    def read(self, packet: bytearray) -> tuple[Ipv4Fields, Transport]: ...
     def translate(self, packet: bytearray, hook: int, now_ns: int, out_ifindex: int = 0) -> int: ...
     def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None: ...
     def install(self, spec: FlowSpec, now_ns: int) -> int: ...

@@ -18,6 +18,7 @@ from natengine import __version__
 from natengine.adapters.base import PacketIO
 from natengine.adapters.clock import now_ns
 from natengine.adapters.forwarding import Forwarding
+from natengine.adapters.hook_plan import HookPlan, Hooks
 from natengine.adapters.hooks import IptablesHooks
 from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
@@ -113,7 +114,7 @@ class Gateway:
             self.engine.replace_ruleset(ruleset, counters)
             self._sender = self._keep(RawSender(), RawSender.close)
             self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
-            self.hooks = self._keep(IptablesHooks(self.io.queues), IptablesHooks.remove)
+            self.hooks: Hooks = self._keep(IptablesHooks(self.io.queues), IptablesHooks.remove)
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
             if self.engine.uplinks == Uplinks():
                 # Whoever was killed here may have left forwarding on, and hooks that are about to go.
@@ -207,7 +208,7 @@ class Gateway:
 
     def _take_from(self, uplinks: Uplinks) -> None:
         """Take packets on these uplinks from now on; forward only once there is one."""
-        self.hooks.sync(uplinks.patterns, uplinks.any_interface)
+        self.hooks.sync(HookPlan(uplinks.patterns, uplinks.any_interface))
         if uplinks.patterns or uplinks.any_interface:
             self._forwarding.enable()
 

@@ -29,14 +29,7 @@ from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
-from natengine.wire.ipv4 import (
-    ICMP_ECHO_REPLY,
-    ICMP_ECHO_REQUEST,
-    Ipv4Fields,
-    Transport,
-    parse_ipv4_untrusted,
-    parse_transport_untrusted,
-)
+from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST
 from natengine.wire.rewrite import rewrite_destination, rewrite_source
 
 # what the fast path says that needs nobody else
@@ -51,7 +44,6 @@ _SETTLED: dict[int, Reason] = {
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
 _NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT})
-_PORTLESS = Transport(0, 0, 0, 0, 0)
 
 
 class EngineStats(NamedTuple):
@@ -109,17 +101,16 @@ class NatEngine:
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
         """Deal with what the fast path could not."""
         try:
-            ip = parse_ipv4_untrusted(packet)
-            if ip.is_fragment:
-                return self._fragment(packet, ip, meta, now_ns)
-            transport = parse_transport_untrusted(packet, ip)
+            ip, transport = self._fast.read(packet)
         except Truncated:
             return Reason.TRUNCATED
         except BadPacket:
             return Reason.BAD_HEADER
         new = NewPacket(ip, transport, meta)
-        if path == Path.MISS:
+        if path == Path.MISS:               # never a fragment
             return self._begin(packet, new, now_ns)
+        if ip.is_fragment:
+            return self._fragment(packet, new, now_ns)
         if path == Path.STALE:
             return self._ask_again(packet, new, now_ns)
         if ip.proto == Proto.ICMP:
@@ -247,13 +238,13 @@ class NatEngine:
 
     # ── fragments ────────────────────────────────────────────────────────────────────────────────
 
-    def _fragment(self, packet: bytearray, ip: Ipv4Fields, meta: PacketMeta, now_ns: int) -> Reason:
+    def _fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """A fragment: the first one finds or begins the flow, the later ones follow it."""
+        ip = new.ip
         if contradicts_itself(ip):
             return Reason.BAD_HEADER
         if ip.fragment_offset:
-            return self._later_fragment(packet, NewPacket(ip, _PORTLESS, meta), now_ns)
-        new = NewPacket(ip, parse_transport_untrusted(packet, ip), meta)
+            return self._later_fragment(packet, new, now_ns)
         if ip.proto == Proto.ICMP and new.transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
             return self._icmp_unrelated(new)
         if ip.proto not in TRANSLATABLE:

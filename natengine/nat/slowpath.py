@@ -149,18 +149,22 @@ class SlowPath:
         self, packet: NewPacket, nat: SourceNat, now_ns: int, allow: int = ASK_FORWARD
     ) -> FlowSpec | Reason:
         """Give the packet's source an outside endpoint."""
-        if _answers_a_stranger(packet):
+        ip, transport, meta = packet
+        from_head = meta.in_ifindex == 0
+        if from_head and _answers_a_stranger(packet):
             # a service: the peer knows its address and port, so they stay
             return self._own_flow(packet, now_ns)
-        ip, transport, meta = packet
-        if self._max_flows and not packet.from_head and self._flows_of.get(ip.src, 0) >= self._max_flows:
+        if self._max_flows and not from_head and self._flows_of.get(ip.src, 0) >= self._max_flows:
             return Reason.HOST_LIMIT
-        inside = Endpoint(ip.proto, ip.src, transport.src_port_or_icmp_id)
-        wanted = Wanted(inside, nat.outside_ip, nat.keep_port, nat.ports, meta.in_ifindex)
-        port = self.mappings.acquire(wanted, self._may_share(packet, nat.outside_ip), now_ns)
-        if isinstance(port, NoPort):
-            return NO_PORT[port]
-        return self._flow(packet, nat.outside_ip, port, allow)
+        inside, outside_ip = Endpoint(ip.proto, ip.src, transport.src_port_or_icmp_id), nat.outside_ip
+        port = self.mappings.join_own(inside, outside_ip, nat.ports, meta.in_ifindex)
+        if port is None:
+            wanted = Wanted(inside, outside_ip, nat.keep_port, nat.ports, meta.in_ifindex)
+            answer = self.mappings.acquire(wanted, self._may_share(packet, outside_ip), now_ns)
+            if isinstance(answer, NoPort):
+                return NO_PORT[answer]
+            port = answer
+        return self._flow(packet, outside_ip, port, allow=allow)
 
     def _may_share(self, packet: NewPacket, outside_ip: int) -> MayShare:
         """Return what tells whether no other flow has this packet's peer on an outside port."""
@@ -174,25 +178,28 @@ class SlowPath:
 
         Its port is held if it can be, so that no worker gets it while the head talks.
         """
-        spec = self._unchanged_flow(packet)
+        spec = self._unchanged_flow(packet, from_inside=not _answers_a_stranger(packet))
         if self.policy.interfaces.owns(spec.inside_ip):
             self.mappings.hold(Endpoint(spec.proto, spec.inside_ip, spec.inside_port), now_ns)
         return spec
 
-    def _unchanged_flow(self, packet: NewPacket) -> FlowSpec:
+    def _unchanged_flow(self, packet: NewPacket, *, from_inside: bool = True) -> FlowSpec:
         """Return a flow whose outside endpoint is its inside endpoint."""
-        return self._flow(packet, packet.ip.src, packet.transport.src_port_or_icmp_id)
+        return self._flow(packet, packet.ip.src, packet.transport.src_port_or_icmp_id, from_inside=from_inside)
 
-    def _flow(self, packet: NewPacket, outside_ip: int, outside_port: int, allow: int = ASK_FORWARD) -> FlowSpec:
+    def _flow(
+        self, packet: NewPacket, outside_ip: int, outside_port: int, *,
+        from_inside: bool = True, allow: int = ASK_FORWARD,
+    ) -> FlowSpec:
         """Return the flow of a leaving packet with this outside endpoint."""
         ip, transport, meta = packet
-        from_inside = not _answers_a_stranger(packet)
+        if allow == ASK_FORWARD:
+            allow = self.policy.allow_by_interface(meta.in_ifindex, meta.out_ifindex, from_inside)
         spec = FlowSpec(
             ip.proto, ip.src, transport.src_port_or_icmp_id, outside_ip, outside_port, ip.dst, _peer_port(packet),
-            from_inside, meta.in_ifindex, meta.out_ifindex,
-            allow or self.policy.allow_by_interface(meta.in_ifindex, meta.out_ifindex, from_inside),
+            from_inside, meta.in_ifindex, meta.out_ifindex, allow,
         )
-        if spec.allow == ASK_FORWARD:
+        if allow == ASK_FORWARD:
             # FORWARD, or nobody for the head's own, has let this packet pass: NEW is allowed
             spec = spec._replace(allow=ALLOW_NEW | self.policy.allow_later(spec))
         return spec
