@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from natengine.rules.matches import AddressType
 from natengine.vocab import Interface
 from natengine.wire.addr import Prefix
 
@@ -55,6 +56,23 @@ class InterfaceTable:
             or MULTICAST.contains(destination)
             or LOOPBACK.contains(destination)
         )
+
+    def kind(self, address: int, name: str = "") -> AddressType:
+        """Return the kind of an address as the kernel's routes have it (inet_addr_type(9), `-m addrtype`).
+
+        Args:
+            name: Ask this interface's own addresses only; "" for all of them.
+        """
+        if address == LIMITED_BROADCAST or address >> 24 == 0:
+            return AddressType.BROADCAST
+        if MULTICAST.contains(address):
+            return AddressType.MULTICAST
+        if LOOPBACK.contains(address):
+            return AddressType.LOCAL if name in ("", "lo") else AddressType.UNICAST
+        asked = [each for each in self if name in ("", each.name)]
+        if any(address in each.addresses for each in asked):
+            return AddressType.LOCAL
+        return AddressType.BROADCAST if any(address in each.broadcasts for each in asked) else AddressType.UNICAST
 
     def outside_address(self, ifindex: int, source: int) -> int | None:
         """Return the address that MASQUERADE gives a packet from `source` on this interface.
