@@ -80,14 +80,14 @@ cdef class FastPath:
     cdef bint udp_inbound_refresh
 
     # Whole packet path of a known flow; returns a Path.  `data` need not be aligned; nothing behind
-    # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call these.
-    cdef int translate_at(self, uint8_t *data, size_t length, int hook, int64_t now_ns) noexcept nogil
-
-    # The same in three steps, for a batch: each step asks for the memory that the next one needs, so
-    # that the packets of a batch wait for it together and not one after the other.
+    # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call these.  It is in three
+    # steps, for a batch: each step asks for the memory that the next one needs, so that the packets of a
+    # batch wait for it together and not one after the other.
     cdef int prepare(self, const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil
     cdef void fetch(self, const Headers *headers) noexcept nogil
-    cdef int finish(self, uint8_t *data, const Headers *headers, int64_t now_ns) noexcept nogil
+    cdef int finish(
+        self, uint8_t *data, const Headers *headers, uint32_t out_ifindex, int64_t now_ns
+    ) noexcept nogil
 
     cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil
     cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil

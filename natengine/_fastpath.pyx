@@ -18,7 +18,7 @@ Deletion moves later entries of a cluster back instead of leaving a tombstone, s
 seen a billion flows is as fast as a new one.
 
 No policy is written here: the TCP table, timeouts and permissions come in as data.
-Limits: one thread; `translate_at` trusts its caller about `length` and the sign of `now_ns`.
+Limits: one thread; `prepare` and `finish` trust their caller about `length` and the sign of `now_ns`.
 """
 
 cimport cython
@@ -182,8 +182,11 @@ A flow table of fixed capacity and the packet path over it.
             headers.key.proto, headers.key.src, headers.key.dst,
         )), new_tuple(Transport, (headers.key.src_port, headers.key.dst_port, headers.tcp_flags, 0, 0))
 
-    def translate(self, packet: bytearray, hook: int, now_ns: int) -> int:
+    def translate(self, packet: bytearray, hook: int, now_ns: int, out_ifindex: int = 0) -> int:
         """Rewrite `packet` in place if its flow is known, and return a `Path`.
+
+        Where `out_ifindex` is another interface than the one over which the flow's inside began it, its
+        route has moved: STALE.  0 is no interface: before routing.
 
         On any result but TRANSLATED the packet is as it was; on MISS, SPECIAL, STALE and the drops
         so is the table.  Reads nothing behind `len(packet)`, whatever the packet says.
@@ -192,14 +195,11 @@ A flow table of fixed capacity and the packet path over it.
             raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
         cdef int at_hook = <int>fit(hook, INT32_MIN, INT32_MAX)
         cdef int64_t at_ns = fit(now_ns, 0, INT64_MAX)
-        return self.translate_at(
-            <uint8_t *>PyByteArray_AS_STRING(packet), <size_t>PyByteArray_GET_SIZE(packet), at_hook, at_ns
-        )
-
-    cdef int translate_at(self, uint8_t *data, size_t length, int hook, int64_t now_ns) noexcept nogil:
+        cdef uint32_t leaves_by = <uint32_t>fit(out_ifindex, 0, UINT32_MAX)
+        cdef uint8_t *data = <uint8_t *>PyByteArray_AS_STRING(packet)
         cdef Headers headers
-        cdef int path = self.prepare(data, length, hook, &headers)
-        return path if path else self.finish(data, &headers, now_ns)
+        cdef int path = self.prepare(data, <size_t>PyByteArray_GET_SIZE(packet), at_hook, &headers)
+        return path if path else self.finish(data, &headers, leaves_by, at_ns)
 
     cdef int prepare(self, const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil:
         """Parse and hash, and ask for the index entry; 0, or the Path of a packet that is not for us."""
@@ -221,15 +221,19 @@ A flow table of fixed capacity and the packet path over it.
                 return
             at = (at + 1) & self.index_mask
 
-    cdef int finish(self, uint8_t *data, const Headers *headers, int64_t now_ns) noexcept nogil:
+    cdef int finish(
+        self, uint8_t *data, const Headers *headers, uint32_t out_ifindex, int64_t now_ns
+    ) noexcept nogil:
         """Find the flow, and do to it and to the packet what `translate` does."""
         cdef uint32_t flow_id = self.lookup(&headers.key, headers.tag)
         if flow_id == NOBODY:
             return PATH_MISS
         cdef Flow *flow = &self.flows[flow_id]
+        cdef bint leaving = headers.key.leaving
         if flow.generation != self.generation:
             return PATH_STALE
-        cdef bint leaving = headers.key.leaving
+        if leaving and flow.from_inside and out_ifindex != flow.uplink_ifindex and out_ifindex != 0:
+            return PATH_STALE
         cdef bint is_reply = leaving != flow.from_inside
         if not flow.allow & (ALLOW_REPLY if is_reply else ALLOW_ORIGINAL if flow.seen_reply else ALLOW_NEW):
             return PATH_REFUSED_FORWARD
@@ -409,6 +413,21 @@ A flow table of fixed capacity and the packet path over it.
         """Return the flow without a reply that has been idle longest, or NOT_FOUND: the one to evict."""
         return NOT_FOUND if self.unreplied.first == NOBODY else self.unreplied.first
 
+    def find_on(self, outside_ip: int, first_id: int, looks: int) -> tuple[list[int], int]:
+        """Return the ids of flows with this outside address, and the id to go on with, NOT_FOUND at the end.
+
+        Looks at no more than `looks` ids, from `first_id` on.
+        """
+        cdef uint32_t address = <uint32_t>fit(outside_ip, 0, UINT32_MAX)
+        cdef int64_t first = fit(first_id, 0, UINT32_MAX)
+        cdef int64_t end = min(first + fit(looks, 0, UINT32_MAX), <int64_t>self.fresh)
+        cdef int64_t flow_id
+        found = [
+            flow_id for flow_id in range(first, end)
+            if self.flows[flow_id].in_use and self.flows[flow_id].outside_ip == address
+        ]
+        return found, NOT_FOUND if end == self.fresh else end
+
     def snapshot(self) -> list[FlowInfo]:
         """Return a copy of every flow, in the order of their ids."""
         cdef uint32_t flow_id
@@ -481,17 +500,19 @@ A flow table of fixed capacity and the packet path over it.
         """Make every flow STALE until it is approved again: the FORWARD rules have changed.  O(1)."""
         self.generation += 1
 
-    def approve(self, flow_id: int, allow: int) -> None:
-        """Set what the FORWARD chain, as it stands now, allows a flow (bits of `Allow`).
+    def approve(self, flow_id: int, allow: int, uplink_ifindex: int) -> None:
+        """Set what the FORWARD chain, as it stands now, allows a flow (bits of `Allow`) on this uplink.
 
         Raises:
             KeyError: No such flow.
         """
         cdef int64_t wanted = fit(flow_id, INT64_MIN, INT64_MAX)
         cdef uint8_t bits = <uint8_t>fit(allow, 0, UINT8_MAX)
+        cdef uint32_t uplink = <uint32_t>fit(uplink_ifindex, 0, UINT32_MAX)
         if not self.exists(wanted):
             raise KeyError(wanted)
         self.flows[wanted].allow = bits
+        self.flows[wanted].uplink_ifindex = uplink
         self.flows[wanted].generation = self.generation
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
@@ -572,7 +593,7 @@ cdef object describe_side(const Flow *flow, int is_reply):
 
 
 cdef int64_t fit(value, int64_t first, int64_t last) except? -1:
-    """Return `value` if it is an integer within first..last, or raise like `_fastpath_py._fit`."""
+    """Return `value` if it is an integer within first..last, or raise like `flow.fields.fit`."""
     cdef int64_t plain = PyNumber_Index(value)
     if plain < first or plain > last:
         raise OverflowError(f"{plain} is not within {first}..{last}")

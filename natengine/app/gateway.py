@@ -35,6 +35,7 @@ from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import interface_matches, join_uplinks
 from natengine.rules.counters import RuleCounters
+from natengine.rules.executable import check_executable
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import Decision, PacketMeta
@@ -98,6 +99,7 @@ class Gateway:
         self.backend, fast = make_fast_path(config.fastpath, config.settings)
         self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         ruleset, counters = parse_restore(ruleset_text or "", source=source)
+        check_executable(ruleset)
         self._undo: list[Callable[[], None]] = []
         try:
             self._routes = self._keep(RouteSocket(), RouteSocket.close)
@@ -211,6 +213,7 @@ class Gateway:
 
     def _put_in_force(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> list[str]:
         """Replace the rules (and, unless None, their counters), or change nothing; return warnings."""
+        check_executable(ruleset)
         # The hooks first: they may fail, and a packet that they bring is only looked at after this.
         self._take_from(join_uplinks(self.engine.uplinks, ruleset.uplinks()))
         self.engine.replace_ruleset(ruleset, counters)

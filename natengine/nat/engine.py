@@ -24,6 +24,7 @@ from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbo
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
 from natengine.nat.slowpath import SlowPath
+from natengine.nat.vanished import VanishedAddresses
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
@@ -65,6 +66,7 @@ class NatEngine:
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
         self._uplinks = Uplinks()
+        self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self._policy(), settings, rng)
         self._fragments = FragmentPath(fast, self._slow, settings, self._settle_first, self._without_flow)
 
@@ -78,7 +80,7 @@ class NatEngine:
             meta: Where it was taken; `meta.hook` is PREROUTING or POSTROUTING.
             now_ns: Nanoseconds on any clock that never goes back.
         """
-        return self.settle(self._fast.translate(packet, meta.hook, now_ns), packet, meta, now_ns)
+        return self.settle(self._fast.translate(packet, meta.hook, now_ns, meta.out_ifindex), packet, meta, now_ns)
 
     def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
         """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
@@ -125,8 +127,8 @@ class NatEngine:
 
     def _translate(self, packet: bytearray, new: NewPacket, now_ns: int) -> int:
         if new.ip.more_fragments:
-            return translate_first(self._fast, packet, new.ip, new.meta.hook, now_ns)
-        return self._fast.translate(packet, new.meta.hook, now_ns)
+            return translate_first(self._fast, packet, new, now_ns)
+        return self._fast.translate(packet, new.meta.hook, now_ns, new.meta.out_ifindex)
 
     def _begin(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Let the rules decide about a packet without a flow."""
@@ -167,15 +169,24 @@ class NatEngine:
         return self._refuse(reason, packet, new, now_ns)
 
     def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        """The rules have changed since FORWARD last allowed this flow."""
-        flow_id = self._fast.find(new.key)
-        self._approve(flow_id)
+        """The rules have changed since FORWARD last allowed this flow, or its route has."""
+        flow, meta = self._find_flow(new, now_ns), new.meta
+        if flow is None:
+            reason = self._begin(packet, new, now_ns)
+            return Reason.UPLINK_CHANGED if reason is Reason.TCP_STATE else reason
+        spec = flow.spec
+        if spec.from_inside and meta.out_ifindex:
+            spec = spec._replace(uplink_ifindex=meta.out_ifindex)
+        self._fast.approve(flow.flow_id, self._slow.policy.allow_later(spec), spec.uplink_ifindex)
         return _SETTLED[self._translate(packet, new, now_ns)]
 
-    def _approve(self, flow_id: int) -> None:
-        info = self._fast.info(flow_id)
-        assert info is not None
-        self._fast.approve(flow_id, self._slow.policy.allow_later(info.spec))
+    def _find_flow(self, new: NewPacket, now_ns: int) -> FlowInfo | None:
+        """Return the flow that a packet belongs to; one that has lost its uplink ends instead."""
+        flow = self._fast.info(self._fast.find(new.key))
+        if flow is not None and self._vanished.end(flow.spec, new.meta):
+            self._remove(flow.flow_id, now_ns)
+            return None
+        return flow
 
     def _other_protocol(self, new: NewPacket) -> Reason:
         """A protocol without ports that we know: the head's own passes, the rest cannot be translated."""
@@ -247,7 +258,7 @@ class NatEngine:
             self._slow.release(info.spec, now_ns)
         self._fragments.expire(now_ns)
         self._slow.arriving.held.expire(now_ns, self.outbox)
-        return len(ended)
+        return len(ended) + self._end_flows_without_address(now_ns)
 
     def flows(self) -> list[FlowInfo]:
         """Return a copy of every flow."""
@@ -290,20 +301,21 @@ class NatEngine:
         self._slow.arriving.replace_local_ports(ports)
 
     def replace_interfaces(self, interfaces: InterfaceTable, now_ns: int) -> int:
-        """Take notice of interfaces and addresses; flows on an address that is gone end.
+        """Take notice of interfaces and addresses; flows on an address that is gone end, all in all.
 
         Returns:
-            How many flows ended.
+            How many have ended already.
         """
         if interfaces == self.interfaces:
             return 0                        # an event that changes nothing must not make flows STALE
-        vanished = {ip for ip in _addresses(self.interfaces) if not interfaces.owns(ip)}
+        self._vanished.note(self.interfaces.addresses, interfaces.addresses)
         self.interfaces = interfaces
         self._renew_policy()
-        if not vanished:
-            return 0
-        gone = [info.flow_id for info in self._fast.snapshot() if info.spec.outside_ip in vanished]
-        return sum(self.remove_flow(flow_id, now_ns) for flow_id in gone)
+        return self._end_flows_without_address(now_ns)
+
+    def _end_flows_without_address(self, now_ns: int) -> int:
+        """End some of the flows whose outside address is gone; return how many."""
+        return sum(self.remove_flow(flow_id, now_ns) for flow_id in self._vanished.find_flows())
 
     def _policy(self) -> Policy:
         return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks)
@@ -318,8 +330,4 @@ class NatEngine:
             len(self._fast), len(self._slow.mappings), len(self._fragments), self._slow.mappings.overloaded,
             {reason.name: self._by_reason[reason] for reason in Reason},
         )
-
-
-def _addresses(interfaces: InterfaceTable) -> set[int]:
-    return {ip for interface in interfaces for ip in interface.addresses}
 

@@ -11,7 +11,7 @@ from natengine.nat.packet import NewPacket
 from natengine.nat.slowpath import TRANSLATABLE, SlowPath
 from natengine.settings import Settings
 from natengine.vocab import Hook, PacketMeta, Proto, Reason
-from natengine.wire.ipv4 import FRAGMENT_WORD, Ipv4Fields
+from natengine.wire.ipv4 import FRAGMENT_WORD
 from natengine.wire.rewrite import get16, put16, rewrite_destination, rewrite_source
 
 _UDP_LENGTH = 4                     # offset in the UDP header
@@ -23,7 +23,7 @@ Settle = Callable[[bytearray, NewPacket, int], Reason]
 WithoutFlow = Callable[[NewPacket, Reason], Reason]
 
 
-def translate_first(fast: FastPath, packet: bytearray, ip: Ipv4Fields, hook: int, now_ns: int) -> int:
+def translate_first(fast: FastPath, packet: bytearray, new: NewPacket, now_ns: int) -> int:
     """Let the fast path have a first fragment, which looks like a whole packet to it for the moment.
 
     So its flow is found, FORWARD and the TCP state have their say, and the ports are rewritten, as for any packet.
@@ -32,13 +32,14 @@ def translate_first(fast: FastPath, packet: bytearray, ip: Ipv4Fields, hook: int
     Returns:
         The `Path`, as `FastPath.translate`.
     """
+    ip, meta = new.ip, new.meta
     pretended = {FRAGMENT_WORD: 0}
     if ip.proto == Proto.UDP:
         pretended[ip.header_len + _UDP_LENGTH] = ip.total_len - ip.header_len
     true = {at: get16(packet, at) for at in pretended}
     for at, value in pretended.items():
         put16(packet, at, value)
-    path = fast.translate(packet, hook, now_ns)
+    path = fast.translate(packet, meta.hook, now_ns, meta.out_ifindex)
     for at, value in true.items():
         put16(packet, at, value)
     return path

@@ -101,7 +101,8 @@ WRONG_CALLS = [
     *(("translate", packet, 0, 0) for packet in (b"", "", None, memoryview(b""), [])),
     *(("translate", bytearray(40), hook, 0) for hook in (*NO_INTEGERS, *BEYOND)),
     *(("translate", bytearray(40), 0, now_ns) for now_ns in (*NO_INTEGERS, *BEYOND)),
-    ("translate", bytearray(40), 0), ("translate",), ("translate", bytearray(40), 0, 0, 0),
+    ("translate", bytearray(40), 0), ("translate",), ("translate", bytearray(40), 0, 0, 0, 0),
+    *(("translate", bytearray(40), 0, 0, out_ifindex) for out_ifindex in (*NO_INTEGERS, *BEYOND)),
     *(
         ("touch", *((wrong if at == place else 0) for at in range(4)))
         for place in range(4) for wrong in (*NO_INTEGERS, *BEYOND)
@@ -114,8 +115,13 @@ WRONG_CALLS = [
     ("install", tuple(SPEC), 0), ("install", SPEC[:5], 0), ("install", None, 0), ("install", (*SPEC, 1), 0),
     *(("remove", flow_id) for flow_id in (*NO_INTEGERS, *BEYOND)),
     *(("info", flow_id) for flow_id in (*NO_INTEGERS, *BEYOND)),
-    *(("approve", flow_id, 7) for flow_id in (*NO_INTEGERS, *BEYOND)),
-    *(("approve", 0, allow) for allow in (*NO_INTEGERS, *BEYOND)),
+    *(("approve", flow_id, 7, 4) for flow_id in (*NO_INTEGERS, *BEYOND)),
+    *(("approve", 0, allow, 4) for allow in (*NO_INTEGERS, *BEYOND)),
+    *(("approve", 0, 7, uplink) for uplink in (*NO_INTEGERS, *BEYOND)),
+    *(
+        ("find_on", *((wrong if at == place else 0) for at in range(3)))
+        for place in range(3) for wrong in (*NO_INTEGERS, *BEYOND)
+    ),
     *(
         ("find", (*SPEC.leaving[:place], wrong, *SPEC.leaving[place + 1:]))
         for place in range(6) for wrong in (*NO_INTEGERS, *BEYOND)
