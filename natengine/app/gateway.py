@@ -285,5 +285,6 @@ class Gateway:
             "max_flows": self.config.settings.max_flows,
             "mappings": stats.mappings,
             "overloaded": stats.overloaded,
+            "fragments": {"datagrams": stats.fragment_trains, "held": stats.held_fragments},
             "packets_by_reason": stats.by_reason,
         }
