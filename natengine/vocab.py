@@ -77,6 +77,7 @@ class Reason(enum.IntEnum):
     HOST_LIMIT = 32         # an inside host has as many flows or outside ports as it may have (RFC 6888 REQ-4)
     FILTERED = 33           # for a mapped port, from somebody whom the filtering does not let in
     SYN_HELD = 34           # a SYN from outside that nobody waits for; its sender is told in 6 s (RFC 5382 REQ-4)
+    SPOOFED = 35            # from an uplink, with a source that is the head's own or inside (RFC 2827)
 
     @property
     def verdict(self) -> Verdict:
@@ -118,6 +119,7 @@ class Interface(NamedTuple):
     broadcasts: tuple[int, ...] = ()
     default_route: bool = False         # a default route goes out here
     up: bool = True
+    networks: tuple[tuple[int, int], ...] = ()      # (address, mask) of those that it is directly in
 
 
 class Rng(Protocol):

@@ -97,6 +97,10 @@ class Policy:
             self._forward_by_interface and _asks_interfaces_only(postrouting) and not uplinks.any_interface
         )
         self._ways: dict[tuple[int, int], Way | None] = {}
+        self._networks = sorted(            # the smallest first
+            ((mask, network, self.is_uplink(each.ifindex)) for each in interfaces for network, mask in each.networks),
+            reverse=True,
+        )
 
     def is_uplink(self, ifindex: int) -> bool:
         """Whether untranslated inside addresses must not leave here, nor strangers' packets enter.
@@ -109,6 +113,18 @@ class Policy:
         if self.uplinks.any_interface and interface.default_route:
             return True
         return any(interface_matches(pattern, interface.name) for pattern in self.uplinks.patterns)
+
+    def is_spoofed(self, source: int) -> bool:
+        """Whether nobody behind an uplink can have this source address: it is the head's, or an inside network's.
+
+        As rp_filter 1 would judge it by the routes to the networks that the head is directly in.
+        """
+        if self.interfaces.owns(source):
+            return True
+        for mask, network, outside in self._networks:
+            if source & mask == network:
+                return not outside
+        return False
 
     def facts(self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState) -> PacketFacts:
         """Return what the rules see of a packet taken at POSTROUTING."""
