@@ -82,6 +82,7 @@ class Reason(enum.IntEnum):
     FRAGMENT_TINY = 36      # a fragment that ends or begins inside the transport header (RFC 1858, RFC 3128)
     FRAGMENT_OVERLAP = 37   # of a datagram whose fragments contradict each other (RFC 5722)
     FRAGMENT_DUPLICATE = 38 # a fragment that brings nothing new
+    SPOOFED = 39            # from an uplink, with a source that is the head's own or inside (RFC 2827)
 
     @property
     def verdict(self) -> Verdict:
@@ -124,6 +125,7 @@ class Interface(NamedTuple):
     broadcasts: tuple[int, ...] = ()
     default_route: bool = False         # a default route goes out here
     up: bool = True
+    networks: tuple[tuple[int, int], ...] = ()      # (address, mask) of those that it is directly in
 
 
 class Rng(Protocol):

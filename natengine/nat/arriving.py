@@ -1,5 +1,6 @@
 """A packet from an uplink without a flow: is it for somebody inside, for the head itself, or for nobody?
 
+    a source from here ................... SPOOFED (RFC 2827)
     no mapping at its destination ........ the head's own business; but see "held"
     a port that the head uses itself ..... the head's own business
     a mapping, and filtering lets it in .. a new flow of the mapping's owner
@@ -49,9 +50,14 @@ class Arriving:
 
     def decide(self, packet: NewPacket, policy: Policy) -> FlowSpec | Reason:
         """Return the flow that this packet begins, or why it begins none; the spec holds a mapping."""
-        if not policy.interfaces.is_local(packet.ip.dst):
-            return Reason.UNSOLICITED if policy.is_uplink(packet.meta.in_ifindex) else Reason.ROUTED
-        if packet.ip.proto not in (Proto.TCP, Proto.UDP) or not policy.is_uplink(packet.meta.in_ifindex):
+        is_local, from_uplink = policy.interfaces.is_local(packet.ip.dst), policy.is_uplink(packet.meta.in_ifindex)
+        if not from_uplink:
+            return Reason.LOCAL_IN if is_local else Reason.ROUTED
+        if policy.is_spoofed(packet.ip.src):
+            return Reason.SPOOFED
+        if not is_local:
+            return Reason.UNSOLICITED
+        if packet.ip.proto not in (Proto.TCP, Proto.UDP):
             return Reason.LOCAL_IN
         proto, port = packet.ip.proto, packet.transport.dst_port_or_icmp_id
         outside = Endpoint(proto, packet.ip.dst, port)

@@ -102,6 +102,10 @@ class Policy:
             for table, chain in ((filter_, ChainName.FORWARD), (nat, ChainName.POSTROUTING))
         )
         self._ways: dict[tuple[int, int], Way | None] = {}
+        self._networks = sorted(            # the smallest first
+            ((mask, network, self.is_uplink(each.ifindex)) for each in interfaces for network, mask in each.networks),
+            reverse=True,
+        )
 
     def _compile(self, table: Table, chain: ChainName, counters: RuleCounters | None = None) -> Program:
         """Compile a built-in chain; without counters it is one that is asked about no packet in particular."""
@@ -121,6 +125,18 @@ class Policy:
         if self.uplinks.any_interface and interface.default_route:
             return True
         return any(interface_matches(pattern, interface.name) for pattern in self.uplinks.patterns)
+
+    def is_spoofed(self, source: int) -> bool:
+        """Whether nobody behind an uplink can have this source address: it is the head's, or an inside network's.
+
+        As rp_filter 1 would judge it by the routes to the networks that the head is directly in.
+        """
+        if self.interfaces.owns(source):
+            return True
+        for mask, network, outside in self._networks:
+            if source & mask == network:
+                return not outside
+        return False
 
     def facts(
         self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState, now_ns: int = 0
