@@ -10,9 +10,11 @@ from types import ModuleType
 from typing import Protocol
 
 from natengine import _fastpath_py
-from natengine._fastpath_py import FULL, NOT_FOUND, TAKEN, TableConfig
+from natengine._fastpath_py import FULL, NOT_FOUND, TAKEN
 from natengine.errors import FastPathError
+from natengine.flow.image import Memory
 from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
+from natengine.flow.table_config import TableConfig
 
 __all__ = ["CHOICES", "FULL", "NOT_FOUND", "TAKEN", "FastPath", "TableConfig", "create", "select"]
 
@@ -36,10 +38,10 @@ class FastPath(Protocol):
     def __len__(self) -> int: ...
 
 
-def create(choice: str, config: TableConfig) -> tuple[str, FastPath]:
-    """Return the name of a fast path (`BACKEND`) and an empty table of its kind; see `select`."""
+def create(choice: str, config: TableConfig, memory: Memory | None = None, now_ns: int = 0) -> tuple[str, FastPath]:
+    """Return the name of a fast path (`BACKEND`) and a table of its kind; see `select` and `FastPath`."""
     module = select(choice)
-    return module.BACKEND, module.FastPath(config)
+    return module.BACKEND, module.FastPath(config, memory, now_ns)
 
 
 def select(choice: str) -> ModuleType:
