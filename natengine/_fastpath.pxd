@@ -33,25 +33,28 @@ cdef class FastPath:
     cdef uint32_t generation
     cdef uint64_t hash_key[2]
     cdef uint64_t tcp_timeouts_ns[TCP_STATES]
-    cdef uint64_t udp_timeout_ns
-    cdef uint64_t icmp_timeout_ns
+    cdef uint64_t timeouts_ns[256]
+    cdef uint64_t tcp_unacknowledged_ns
+    cdef uint64_t dns_timeout_ns
     cdef uint8_t transitions[2 * TCP_SEGMENTS * TCP_STATES]
     cdef uint8_t segment_of_flags[256]
     cdef bint tcp_liberal
+    cdef bint udp_inbound_refresh
 
     # Whole packet path of a known flow; returns a Path.  `data` need not be aligned; nothing behind
-    # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call these.
-    cdef int translate_at(self, uint8_t *data, size_t length, int hook, int64_t now_ns) noexcept nogil
-
-    # The same in three steps, for a batch: each step asks for the memory that the next one needs, so
-    # that the packets of a batch wait for it together and not one after the other.
+    # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call these.  It is in three
+    # steps, for a batch: each step asks for the memory that the next one needs, so that the packets of a
+    # batch wait for it together and not one after the other.
     cdef int prepare(self, const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil
     cdef void fetch(self, const Headers *headers) noexcept nogil
-    cdef int finish(self, uint8_t *data, const Headers *headers, int64_t now_ns) noexcept nogil
+    cdef int finish(
+        self, uint8_t *data, const Headers *headers, uint32_t out_ifindex, int64_t now_ns
+    ) noexcept nogil
 
     cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil
     cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil
     cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil
+    cdef uint64_t next_deadline(self, const Flow *flow, bint is_reply, uint64_t now_ns) noexcept nogil
     cdef void file(self, uint32_t flow_id) noexcept nogil
     cdef uint64_t filed_tick(self, const Flow *flow) noexcept nogil
     cdef void enter(self, uint32_t flow_id, bint leaving) noexcept nogil

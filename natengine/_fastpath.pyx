@@ -18,7 +18,7 @@ Deletion moves later entries of a cluster back instead of leaving a tombstone, s
 seen a billion flows is as fast as a new one.
 
 No policy is written here: the TCP table, timeouts and permissions come in as data.
-Limits: one thread; `translate_at` trusts its caller about `length` and the sign of `now_ns`.
+Limits: one thread; `prepare` and `finish` trust their caller about `length` and the sign of `now_ns`.
 """
 
 cimport cython
@@ -35,11 +35,13 @@ from natengine._flow_record cimport (
     CACHE_LINE, NOBODY, TCP_STATES, Flow, Queue, append, fit, has_tuple, is_sound, keep_order, key_of,
     read_spec, unlink,
 )
-from natengine._tcp_window cimport ASIDE, FLAG_RST, FLAG_SYN, OUTSIDE, Segment, Side, judge, note_segment, read_segment
+from natengine._tcp_window cimport (
+    ASIDE, FLAG_RST, FLAG_SYN, OUTSIDE, Segment, Side, has_unacknowledged, judge, note_segment, read_segment,
+)
 from natengine._wire cimport (
-    HOOK_POSTROUTING, HOOK_PREROUTING, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
+    HOOK_POSTROUTING, HOOK_PREROUTING, IS_ICMP, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
     PATH_REFUSED_STATE, PATH_REFUSED_WINDOW, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Key,
-    complete_transport_checksum, parse_untrusted, rewrite,
+    complete_transport_checksum, load16, parse_untrusted, rewrite,
 )
 
 from natengine._fastpath_py import FULL, NOT_FOUND, SLOTS, TAKEN, TICK_NS
@@ -49,10 +51,13 @@ from natengine.flow.table_config import TableConfig
 from natengine.flow.tcp_state import SEGMENTS, STATES
 from natengine.flow.tcp_window import UNHEARD_SIDES
 from natengine.flow.tcp_window import Side as SideInfo
+from natengine.wire.ipv4 import Ipv4Fields, Transport, parse_packet_untrusted
 
 __all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
 BACKEND = "cython"
+
+cdef object new_tuple = tuple.__new__       # spares a named tuple the detour through Python
 
 cdef enum:
     NS_PER_TICK = 1_000_000_000
@@ -60,6 +65,7 @@ cdef enum:
     BY_DEADLINE = 0                 # Flow.links
     BY_USE = 1
 
+    DNS = 53                        # `flow.timeouts.DNS_PORT`
     ESTABLISHED = 3                 # `TcpState`
     REFUSED = 255
 
@@ -119,8 +125,9 @@ A flow table of fixed capacity and the packet path over it.
             raise MemoryError(f"no memory for {self.capacity} flows")
         memset(self.wheel, 0xFF, sizeof(self.wheel))            # NOBODY, everywhere
         self.unreplied.first = self.unreplied.last = self.free_first = NOBODY
-        self.udp_timeout_ns = config.udp_timeout_ns
-        self.icmp_timeout_ns = config.icmp_timeout_ns
+        self.tcp_unacknowledged_ns = config.tcp_unacknowledged_ns
+        self.dns_timeout_ns = config.dns_timeout_ns
+        self.udp_inbound_refresh = config.udp_inbound_refresh
         self.hash_key[0] = int.from_bytes(config.hash_key[:8], "little")
         self.hash_key[1] = int.from_bytes(config.hash_key[8:], "little")
         self.tcp_liberal = config.tcp_liberal
@@ -131,6 +138,7 @@ A flow table of fixed capacity and the packet path over it.
             self.transitions[i] = config.transitions[i]
         for i in range(256):
             self.segment_of_flags[i] = config.segment_of_flags[i]
+            self.timeouts_ns[i] = config.timeouts_ns[i]
         if memory is not None:
             self.take_over()
 
@@ -194,8 +202,32 @@ A flow table of fixed capacity and the packet path over it.
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
-    def translate(self, packet: bytearray, hook: int, now_ns: int) -> int:
+    def read(self, packet: bytearray) -> tuple[Ipv4Fields, Transport]:
+        """Return the headers of a packet that `translate` has left to others.
+
+        Raises:
+            BadPacket, Truncated: As `wire.ipv4.parse_packet_untrusted`.
+        """
+        if not PyByteArray_Check(packet):
+            raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
+        cdef const uint8_t *data = <const uint8_t *>PyByteArray_AS_STRING(packet)
+        cdef Headers headers
+        # whole TCP and UDP packets are what nearly all new flows begin with
+        if (
+            parse_untrusted(data, <size_t>PyByteArray_GET_SIZE(packet), HOOK_POSTROUTING, &headers)
+            or headers.key.proto == IS_ICMP
+        ):
+            return parse_packet_untrusted(packet)
+        return new_tuple(Ipv4Fields, (
+            headers.transport_at, headers.total_len, data[1], load16(data + 4), False, 0, data[8],
+            headers.key.proto, headers.key.src, headers.key.dst,
+        )), new_tuple(Transport, (headers.key.src_port, headers.key.dst_port, headers.tcp_flags, 0, 0))
+
+    def translate(self, packet: bytearray, hook: int, now_ns: int, out_ifindex: int = 0) -> int:
         """Rewrite `packet` in place if its flow is known, and return a `Path`.
+
+        Where `out_ifindex` is another interface than the one over which the flow's inside began it, its
+        route has moved: STALE.  0 is no interface: before routing.
 
         On any result but TRANSLATED the packet is as it was; on MISS, SPECIAL, STALE and the drops
         so is the table.  Reads nothing behind `len(packet)`, whatever the packet says.
@@ -204,14 +236,11 @@ A flow table of fixed capacity and the packet path over it.
             raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
         cdef int at_hook = <int>fit(hook, INT32_MIN, INT32_MAX)
         cdef int64_t at_ns = fit(now_ns, 0, INT64_MAX)
-        return self.translate_at(
-            <uint8_t *>PyByteArray_AS_STRING(packet), <size_t>PyByteArray_GET_SIZE(packet), at_hook, at_ns
-        )
-
-    cdef int translate_at(self, uint8_t *data, size_t length, int hook, int64_t now_ns) noexcept nogil:
+        cdef uint32_t leaves_by = <uint32_t>fit(out_ifindex, 0, UINT32_MAX)
+        cdef uint8_t *data = <uint8_t *>PyByteArray_AS_STRING(packet)
         cdef Headers headers
-        cdef int path = self.prepare(data, length, hook, &headers)
-        return path if path else self.finish(data, &headers, now_ns)
+        cdef int path = self.prepare(data, <size_t>PyByteArray_GET_SIZE(packet), at_hook, &headers)
+        return path if path else self.finish(data, &headers, leaves_by, at_ns)
 
     cdef int prepare(self, const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil:
         """Parse and hash, and ask for the index entry; 0, or the Path of a packet that is not for us."""
@@ -233,15 +262,19 @@ A flow table of fixed capacity and the packet path over it.
                 return
             at = (at + 1) & self.index_mask
 
-    cdef int finish(self, uint8_t *data, const Headers *headers, int64_t now_ns) noexcept nogil:
+    cdef int finish(
+        self, uint8_t *data, const Headers *headers, uint32_t out_ifindex, int64_t now_ns
+    ) noexcept nogil:
         """Find the flow, and do to it and to the packet what `translate` does."""
         cdef uint32_t flow_id = self.lookup(&headers.key, headers.tag)
         if flow_id == NOBODY:
             return PATH_MISS
         cdef Flow *flow = &self.flows[flow_id]
+        cdef bint leaving = headers.key.leaving
         if flow.generation != self.generation:
             return PATH_STALE
-        cdef bint leaving = headers.key.leaving
+        if leaving and flow.from_inside and out_ifindex != flow.uplink_ifindex and out_ifindex != 0:
+            return PATH_STALE
         cdef bint is_reply = leaving != flow.from_inside
         if not flow.allow & (ALLOW_REPLY if is_reply else ALLOW_ORIGINAL if flow.seen_reply else ALLOW_NEW):
             return PATH_REFUSED_FORWARD
@@ -314,21 +347,32 @@ A flow table of fixed capacity and the packet path over it.
             elif self.unreplied.last != flow_id:            # to the end: now the most recently used
                 unlink(self.flows, &self.unreplied, BY_USE, flow_id)
                 append(self.flows, &self.unreplied, BY_USE, flow_id)
-        cdef uint64_t timeout
         if flow.proto == IS_TCP:
-            timeout = self.tcp_timeouts_ns[flow.tcp_state]
             if flow.tcp_state == ESTABLISHED:
                 flow.assured = 1
-        elif flow.proto == IS_UDP:
-            timeout = self.udp_timeout_ns
-            if flow.seen_reply and not is_reply:
-                flow.assured = 1
-        else:
-            timeout = self.icmp_timeout_ns
-        flow.deadline_ns = now_ns + timeout
+        elif flow.proto != IS_ICMP and flow.seen_reply and not is_reply:
+            flow.assured = 1
+        flow.deadline_ns = self.next_deadline(flow, is_reply, now_ns)
         if flow.deadline_ns / NS_PER_TICK + 1 < self.filed_tick(flow):  # a shorter timeout than before
             unlink(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
             self.file(flow_id)
+
+    cdef uint64_t next_deadline(self, const Flow *flow, bint is_reply, uint64_t now_ns) noexcept nogil:
+        """Return when a flow ends to which this is the last packet."""
+        cdef uint64_t timeout
+        if flow.proto == IS_TCP:
+            timeout = self.tcp_timeouts_ns[flow.tcp_state]
+            if timeout > self.tcp_unacknowledged_ns and has_unacknowledged(flow.sides):
+                timeout = self.tcp_unacknowledged_ns
+            return now_ns + timeout
+        timeout = self.timeouts_ns[flow.proto]
+        if flow.proto != IS_UDP or is_reply != flow.from_inside:
+            return now_ns + timeout
+        if flow.peer_port == DNS:
+            timeout = min(timeout, self.dns_timeout_ns)
+        if self.udp_inbound_refresh or flow.packets[0] + flow.packets[1] == 1:
+            return now_ns + timeout
+        return min(now_ns + timeout, flow.deadline_ns)
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
 
@@ -426,6 +470,21 @@ A flow table of fixed capacity and the packet path over it.
         """Return the flow without a reply that has been idle longest, or NOT_FOUND: the one to evict."""
         return NOT_FOUND if self.unreplied.first == NOBODY else self.unreplied.first
 
+    def find_on(self, outside_ip: int, first_id: int, looks: int) -> tuple[list[int], int]:
+        """Return the ids of flows with this outside address, and the id to go on with, NOT_FOUND at the end.
+
+        Looks at no more than `looks` ids, from `first_id` on.
+        """
+        cdef uint32_t address = <uint32_t>fit(outside_ip, 0, UINT32_MAX)
+        cdef int64_t first = fit(first_id, 0, UINT32_MAX)
+        cdef int64_t end = min(first + fit(looks, 0, UINT32_MAX), <int64_t>self.fresh)
+        cdef int64_t flow_id
+        found = [
+            flow_id for flow_id in range(first, end)
+            if self.flows[flow_id].in_use and self.flows[flow_id].outside_ip == address
+        ]
+        return found, NOT_FOUND if end == self.fresh else end
+
     def snapshot(self) -> list[FlowInfo]:
         """Return a copy of every flow, in the order of their ids."""
         cdef uint32_t flow_id
@@ -498,17 +557,19 @@ A flow table of fixed capacity and the packet path over it.
         """Make every flow STALE until it is approved again: the FORWARD rules have changed.  O(1)."""
         self.generation += 1
 
-    def approve(self, flow_id: int, allow: int) -> None:
-        """Set what the FORWARD chain, as it stands now, allows a flow (bits of `Allow`).
+    def approve(self, flow_id: int, allow: int, uplink_ifindex: int) -> None:
+        """Set what the FORWARD chain, as it stands now, allows a flow (bits of `Allow`) on this uplink.
 
         Raises:
             KeyError: No such flow.
         """
         cdef int64_t wanted = fit(flow_id, INT64_MIN, INT64_MAX)
         cdef uint8_t bits = <uint8_t>fit(allow, 0, UINT8_MAX)
+        cdef uint32_t uplink = <uint32_t>fit(uplink_ifindex, 0, UINT32_MAX)
         if not self.exists(wanted):
             raise KeyError(wanted)
         self.flows[wanted].allow = bits
+        self.flows[wanted].uplink_ifindex = uplink
         self.flows[wanted].generation = self.generation
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────

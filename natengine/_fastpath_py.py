@@ -21,18 +21,18 @@ chooses addresses and ports so that they collide.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from itertools import islice
-from operator import index
 from typing import final
 
 from natengine.errors import BadPacket, CorruptTable, Truncated
 from natengine.flow.entry import Entry
+from natengine.flow.fields import BIT, INT, INT64, TIME_NS, U8, U16, U32, fit, fit_all
 from natengine.flow.image import FlowImage, Memory
 from natengine.flow.records import Allow, FlowInfo, FlowKey, FlowSpec, Path, flow_key
 from natengine.flow.table_config import TableConfig
 from natengine.flow.tcp_state import REFUSED, SEGMENTS, STATES, TcpState
-from natengine.flow.tcp_window import Judgement, judge, note, unhear
+from natengine.flow.tcp_window import Judgement, has_unacknowledged, judge, note, unhear
+from natengine.flow.timeouts import DNS_PORT
 from natengine.vocab import Hook, Proto
 from natengine.wire.ipv4 import (
     ICMP_ECHO_REPLY,
@@ -40,6 +40,7 @@ from natengine.wire.ipv4 import (
     Ipv4Fields,
     Transport,
     parse_ipv4_untrusted,
+    parse_packet_untrusted,
     parse_transport_untrusted,
 )
 from natengine.wire.rewrite import complete_checksum, rewrite_destination, rewrite_source
@@ -55,31 +56,13 @@ NOT_FOUND = -1                      # what `find` and `oldest_unreplied` return 
 TICK_NS = 1_000_000_000
 SLOTS = 8192                        # more than the longest usual timeout, 7440 s, has seconds
 
-_TIME_NS = range(2**63)
-_U8, _U16, _U32 = range(2**8), range(2**16), range(2**32)
-_INT, _INT64 = range(-2**31, 2**31), range(-2**63, 2**63)
-_KEY_FIELDS = (_INT, _U8, _U32, _U16, _U32, _U16)
-_SPEC_FIELDS = (_U8, _U32, _U16, _U32, _U16, _U32, _U16, range(2), _U32, _U32, _U8)
+_KEY_FIELDS = (INT, U8, U32, U16, U32, U16)
+_SPEC_FIELDS = (U8, U32, U16, U32, U16, U32, U16, BIT, U32, U32, U8)
 
 
-def _fit(value: int, field: range) -> int:
-    """Return `value` as the plain integer that a field of the compiled table would hold.
-
-    Raises:
-        TypeError: Not an integer.
-        OverflowError: Not in `field`.
-    """
-    plain = index(value)
-    if plain not in field:
-        raise OverflowError(f"{plain} is not within {field.start}..{field.stop - 1}")
-    return plain
-
-
-def _fit_all(values: Iterable[int], fields: tuple[range, ...]) -> tuple[int, ...]:
-    values = tuple(values)
-    if len(values) != len(fields):
-        raise TypeError(f"{len(values)} fields where {len(fields)} belong")
-    return tuple(map(_fit, values, fields))
+def _has_moved(spec: FlowSpec, hook: int, out_ifindex: int) -> bool:
+    """Whether the opener's packet leaves over another interface than the one it began on."""
+    return hook == Hook.POSTROUTING and spec.from_inside and out_ifindex not in (0, spec.uplink_ifindex)
 
 
 @final
@@ -104,7 +87,7 @@ class FastPath:
         self._free: list[int] = []                          # ids of removed flows, last one first
         self._unreplied: OrderedDict[int, None] = OrderedDict()     # least recently used first
         self._wheel: list[dict[int, None]] = [{} for _ in range(SLOTS)]
-        self._tick = _fit(now_ns, _TIME_NS) // TICK_NS      # the next second `expire` looks at
+        self._tick = fit(now_ns, TIME_NS) // TICK_NS      # the next second `expire` looks at
         self._generation = 0
         self._image = None if memory is None else FlowImage(memory, config.capacity)
         if self._image is not None:
@@ -127,15 +110,28 @@ class FastPath:
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
-    def translate(self, packet: bytearray, hook: int, now_ns: int) -> int:
+    def read(self, packet: bytearray) -> tuple[Ipv4Fields, Transport]:
+        """Return the headers of a packet that `translate` has left to others.
+
+        Raises:
+            BadPacket, Truncated: As `wire.ipv4.parse_packet_untrusted`.
+        """
+        if not isinstance(packet, bytearray):
+            raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
+        return parse_packet_untrusted(packet)
+
+    def translate(self, packet: bytearray, hook: int, now_ns: int, out_ifindex: int = 0) -> int:
         """Rewrite `packet` in place if its flow is known, and return a `Path`.
+
+        Where `out_ifindex` is another interface than the one over which the flow's inside began it, its
+        route has moved: STALE.  0 is no interface: before routing.
 
         On any result but TRANSLATED the packet is as it was; on MISS, SPECIAL, STALE and the drops
         so is the table.  Reads nothing behind `len(packet)`, whatever the packet says.
         """
         if not isinstance(packet, bytearray):
             raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
-        hook, now_ns = _fit(hook, _INT), _fit(now_ns, _TIME_NS)
+        hook, now_ns, out_ifindex = fit(hook, INT), fit(now_ns, TIME_NS), fit(out_ifindex, U32)
         try:
             ip = parse_ipv4_untrusted(packet)
             if ip.is_fragment or ip.proto not in (Proto.TCP, Proto.UDP, Proto.ICMP):
@@ -155,13 +151,13 @@ class FastPath:
         )
         if flow is None:
             return Path.MISS
+        if flow.generation != self._generation or _has_moved(flow.spec, hook, out_ifindex):
+            return Path.STALE
         return self._translate_known(packet, ip, transport, flow, hook, now_ns)
 
     def _translate_known(
         self, packet: bytearray, ip: Ipv4Fields, transport: Transport, flow: Entry, hook: int, now_ns: int
     ) -> int:
-        if flow.generation != self._generation:
-            return Path.STALE
         spec = flow.spec
         is_reply = (hook == Hook.POSTROUTING) != spec.from_inside
         needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
@@ -203,8 +199,8 @@ class FastPath:
         Raises:
             KeyError: No such flow.
         """
-        flow_id, hook, length = _fit(flow_id, _INT64), _fit(hook, _INT), _fit(length, _U32)
-        now_ns = _fit(now_ns, _TIME_NS)
+        flow_id, hook, length = fit(flow_id, INT64), fit(hook, INT), fit(length, U32)
+        now_ns = fit(now_ns, TIME_NS)
         flow = self._flows[flow_id]
         is_reply = (hook == Hook.POSTROUTING) != flow.spec.from_inside
         flow.sides = unhear(flow.sides, is_reply)
@@ -223,14 +219,10 @@ class FastPath:
             if not flow.seen_reply:
                 self._unreplied.move_to_end(flow.flow_id)   # now the most recently used
         if flow.spec.proto == Proto.TCP:
-            timeout = self._config.tcp_timeouts_ns[flow.tcp_state]
             flow.assured = flow.assured or flow.tcp_state == TcpState.ESTABLISHED
-        elif flow.spec.proto == Proto.UDP:
-            timeout = self._config.udp_timeout_ns
+        elif flow.spec.proto != Proto.ICMP:
             flow.assured = flow.assured or (flow.seen_reply and not is_reply)
-        else:
-            timeout = self._config.icmp_timeout_ns
-        flow.deadline_ns = now_ns + timeout
+        flow.deadline_ns = self._next_deadline(flow, is_reply, now_ns)
         if flow.deadline_ns // TICK_NS + 1 < self._filed_tick(flow):    # a shorter timeout than before
             self._wheel[flow.filed_slot].pop(flow.flow_id)
             self._file(flow)
@@ -240,6 +232,25 @@ class FastPath:
         if self._image is not None:
             self._image.update(flow.info(), flow.generation)
 
+    def _next_deadline(self, flow: Entry, is_reply: bool, now_ns: int) -> int:
+        """Return when a flow ends to which this is the last packet."""
+        config, spec = self._config, flow.spec
+        if spec.proto == Proto.TCP:
+            timeout = config.tcp_timeouts_ns[flow.tcp_state]
+            if timeout > config.tcp_unacknowledged_ns and has_unacknowledged(flow.sides):
+                timeout = config.tcp_unacknowledged_ns
+            return now_ns + timeout
+        timeout = config.timeouts_ns[spec.proto]
+        arrives = is_reply == spec.from_inside
+        if spec.proto != Proto.UDP or not arrives:
+            return now_ns + timeout
+        if spec.peer_port == DNS_PORT:
+            timeout = min(timeout, config.dns_timeout_ns)
+        begins = flow.original_packets + flow.reply_packets == 1
+        if config.udp_inbound_refresh or begins:
+            return now_ns + timeout
+        return min(now_ns + timeout, flow.deadline_ns)
+
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
 
     def install(self, spec: FlowSpec, now_ns: int) -> int:
@@ -247,9 +258,9 @@ class FastPath:
 
         A TCP flow starts in state NONE; the packet that created it moves it on through `translate`.
         """
-        spec = FlowSpec._make(_fit_all(spec, _SPEC_FIELDS))
+        spec = FlowSpec._make(fit_all(spec, _SPEC_FIELDS))
         spec = spec._replace(from_inside=bool(spec.from_inside))
-        now_ns = _fit(now_ns, _TIME_NS)
+        now_ns = fit(now_ns, TIME_NS)
         if self._is_taken(spec):
             return TAKEN
         if len(self._flows) >= self._config.capacity:
@@ -271,7 +282,7 @@ class FastPath:
 
     def remove(self, flow_id: int) -> FlowInfo | None:
         """Take a flow out and return what it was; None if there is no such flow."""
-        flow_id = _fit(flow_id, _INT64)
+        flow_id = fit(flow_id, INT64)
         flow = self._flows.pop(flow_id, None)
         if flow is None:
             return None
@@ -285,17 +296,31 @@ class FastPath:
 
     def find(self, key: FlowKey) -> int:
         """Return the id of the flow that has this tuple, or NOT_FOUND."""
-        flow = self._by_key.get(FlowKey._make(_fit_all(key, _KEY_FIELDS)))
+        flow = self._by_key.get(FlowKey._make(fit_all(key, _KEY_FIELDS)))
         return NOT_FOUND if flow is None else flow.flow_id
 
     def info(self, flow_id: int) -> FlowInfo | None:
         """Return a copy of a flow, or None."""
-        flow = self._flows.get(_fit(flow_id, _INT64))
+        flow = self._flows.get(fit(flow_id, INT64))
         return None if flow is None else flow.info()
 
     def oldest_unreplied(self) -> int:
         """Return the flow without a reply that has been idle longest, or NOT_FOUND: the one to evict."""
         return next(iter(self._unreplied), NOT_FOUND)
+
+    def find_on(self, outside_ip: int, first_id: int, looks: int) -> tuple[list[int], int]:
+        """Return the ids of flows with this outside address, and the id to go on with, NOT_FOUND at the end.
+
+        Looks at no more than `looks` ids, from `first_id` on.
+        """
+        outside_ip, first_id, looks = fit(outside_ip, U32), fit(first_id, U32), fit(looks, U32)
+        used = len(self._flows) + len(self._free)           # ids below were in use at some time
+        end = min(first_id + looks, used)
+        found = [
+            flow_id for flow_id in range(first_id, end)
+            if flow_id in self._flows and self._flows[flow_id].spec.outside_ip == outside_ip
+        ]
+        return found, NOT_FOUND if end == used else end
 
     def snapshot(self) -> list[FlowInfo]:
         """Return a copy of every flow, in the order of their ids."""
@@ -310,15 +335,16 @@ class FastPath:
         """Make every flow STALE until it is approved again: the FORWARD rules have changed.  O(1)."""
         self._generation += 1
 
-    def approve(self, flow_id: int, allow: int) -> None:
-        """Set what the FORWARD chain, as it stands now, allows a flow (bits of `Allow`).
+    def approve(self, flow_id: int, allow: int, uplink_ifindex: int) -> None:
+        """Set what the FORWARD chain, as it stands now, allows a flow (bits of `Allow`) on this uplink.
 
         Raises:
             KeyError: No such flow.
         """
-        flow_id, allow = _fit(flow_id, _INT64), _fit(allow, _U8)
+        flow_id, allow, uplink_ifindex = fit(flow_id, INT64), fit(allow, U8), fit(uplink_ifindex, U32)
         flow = self._flows[flow_id]
         flow.allow = allow
+        flow.spec = flow.spec._replace(uplink_ifindex=uplink_ifindex)
         flow.generation = self._generation
         self._write(flow)
 
@@ -340,7 +366,7 @@ class FastPath:
         A flow ends at most one second after its deadline, provided this is called as often.
         At most `budget` flows are looked at; the next call goes on from there.
         """
-        now_ns, budget = _fit(now_ns, _TIME_NS), _fit(budget, _INT64)
+        now_ns, budget = fit(now_ns, TIME_NS), fit(budget, INT64)
         now_tick = now_ns // TICK_NS
         self._tick = max(self._tick, now_tick - SLOTS + 1)      # one whole turn meets every flow
         ended: list[FlowInfo] = []

@@ -49,8 +49,8 @@ cdef struct Flow:
     Side sides[2]                   # opener, other
     uint64_t packets[2]             # original, reply
     uint64_t bytes[2]
-    uint32_t inside_ifindex
     uint32_t uplink_ifindex
+    uint32_t inside_ifindex
     uint32_t seal
     # from here on nobody else's: worked out anew when a table is taken over
     Link links[2]                   # BY_DEADLINE, BY_USE
@@ -75,8 +75,7 @@ cdef inline uint32_t seal_of(const Flow *flow) noexcept nogil:
     memcpy(words, flow, sizeof(words))
     for i in range(5):
         seal = (seal ^ words[i]) * 16777619u
-    seal = (seal ^ flow.inside_ifindex) * 16777619u
-    return (seal ^ flow.uplink_ifindex) * 16777619u
+    return (seal ^ flow.inside_ifindex) * 16777619u
 
 
 cdef inline bint is_sound(const Flow *flow) noexcept nogil:
@@ -143,7 +142,7 @@ cdef inline void unlink(Flow *flows, Queue *queue, int by, uint32_t flow_id) noe
 # ── from Python ──────────────────────────────────────────────────────────────────────────────────
 
 cdef inline int64_t fit(value, int64_t first, int64_t last) except? -1:
-    """Return `value` if it is an integer within first..last, or raise like `_fastpath_py._fit`."""
+    """Return `value` if it is an integer within first..last, or raise like `flow.fields.fit`."""
     cdef int64_t plain = PyNumber_Index(value)
     if plain < first or plain > last:
         raise OverflowError(f"{plain} is not within {first}..{last}")

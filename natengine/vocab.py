@@ -77,6 +77,7 @@ class Reason(enum.IntEnum):
     HOST_LIMIT = 32         # an inside host has as many flows or outside ports as it may have (RFC 6888 REQ-4)
     FILTERED = 33           # for a mapped port, from somebody whom the filtering does not let in
     SYN_HELD = 34           # a SYN from outside that nobody waits for; its sender is told in 6 s (RFC 5382 REQ-4)
+    UPLINK_CHANGED = 35     # a segment of a connection whose address is gone, or whose route leads over another uplink
 
     @property
     def verdict(self) -> Verdict:

@@ -4,7 +4,7 @@
 
     recvmmsg ── up to BATCH messages, each a packet with its meta data, into buffers of our own
        │
-       ├─ translate_at: the flow table rewrites the packet where it lies, in the receive buffer
+       ├─ prepare, finish: the flow table rewrites the packet where it lies, in the receive buffer
        │     └─ what it does not know goes to Python, one call a packet, with the GIL
        │
     sendmsg ─── all verdicts at once; each one's header is written over the meta data that was in
@@ -259,7 +259,7 @@ cdef class BatchedQueue:
         if packet.skb_info & UNFINISHED == UNFINISHED:
             note_partial(packet.payload, packet.length, &partial)
         if path == 0:
-            path = self.table.finish(packet.payload, &packet.headers, now)
+            path = self.table.finish(packet.payload, &packet.headers, packet.out_ifindex, now)
         cdef bint rewritten = path == PATH_TRANSLATED
         cdef bint accepted = rewritten or path == PATH_UNCHANGED
         if path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE:

@@ -2,10 +2,10 @@
 
     offset  size
       0      20   addresses, ports, protocol, who began it         ┐ identity: written once, before the flow is there
-     96      12   interfaces, and the seal over the identity       ┘
+    100       8   inside interface, and the seal over all of this  ┘
      20       1   in use        1: there is a flow                   the last store of a new flow, the first of its end
      21       1   moving        1: TCP state and numbers change together just now
-     22      74   what packets change: state, deadline, sequence numbers, counters
+     22      78   what packets and rules change: state, deadline, sequence numbers, counters, uplink
     108      20   nobody's business: lists that are made anew
 
 An engine may be killed between any two stores.  Whoever takes the records over then finds:
@@ -37,9 +37,9 @@ RECORD_BYTES = 128
 VOLATILE_AT = 108                   # from here on nothing is read by whoever takes the records over
 
 _IDENTITY = Struct("=IIIHHHBB")     # inside, outside, peer address; their ports; protocol; from inside
-_IN_USE, _MOVING, _CHANGING_AT, _INTERFACES_AT = 20, 21, 22, 96
-_CHANGING = Struct("=BBBB2BIQ6I4Q")
-_INTERFACES = Struct("=III")
+_IN_USE, _MOVING, _CHANGING_AT, _SEALED_AT = 20, 21, 22, 100
+_CHANGING = Struct("=BBBB2BIQ6I4QI")
+_SEALED = Struct("=II")
 _WORDS = Struct("=5I")
 
 
@@ -51,10 +51,10 @@ class Memory(Protocol):
     def __setitem__(self, part: slice, value: bytes, /) -> None: ...
 
 
-def seal_of(identity: bytes, inside_ifindex: int, uplink_ifindex: int) -> int:
+def seal_of(identity: bytes, inside_ifindex: int) -> int:
     """Return 32 bits over what makes a flow this one: they show damage, not intent (FNV-1a, word by word)."""
     seal = 2166136261
-    for word in (*_WORDS.unpack(identity), inside_ifindex, uplink_ifindex):
+    for word in (*_WORDS.unpack(identity), inside_ifindex):
         seal = (seal ^ word) * 16777619 & 0xFFFF_FFFF
     return seal
 
@@ -84,9 +84,9 @@ class FlowImage:
             spec.inside_ip, spec.outside_ip, spec.peer_ip, spec.inside_port, spec.outside_port, spec.peer_port,
             spec.proto, spec.from_inside,
         )
-        interfaces = spec.inside_ifindex, spec.uplink_ifindex
+        seal = seal_of(identity, spec.inside_ifindex)
         self._put(flow_id, 0, identity)
-        self._put(flow_id, _INTERFACES_AT, _INTERFACES.pack(*interfaces, seal_of(identity, *interfaces)))
+        self._put(flow_id, _SEALED_AT, _SEALED.pack(spec.inside_ifindex, seal))
         self._put(flow_id, _CHANGING_AT, _changing(info, generation))
         self._put(flow_id, _IN_USE, b"\1")
 
@@ -122,7 +122,7 @@ def _changing(info: FlowInfo, generation: int) -> bytes:
     return _CHANGING.pack(
         info.spec.allow, info.tcp_state, info.seen_reply, info.assured, opener.scale, other.scale,
         generation & 0xFFFF_FFFF, info.deadline_ns, *opener[:3], *other[:3],
-        info.original_packets, info.reply_packets, info.original_bytes, info.reply_bytes,
+        info.original_packets, info.reply_packets, info.original_bytes, info.reply_bytes, info.spec.uplink_ifindex,
     )
 
 
@@ -130,15 +130,15 @@ def _read(flow_id: int, record: bytes) -> FlowInfo:
     inside_ip, outside_ip, peer_ip, inside_port, outside_port, peer_port, proto, from_inside = (
         _IDENTITY.unpack_from(record)
     )
-    inside_ifindex, uplink_ifindex, seal = _INTERFACES.unpack_from(record, _INTERFACES_AT)
+    inside_ifindex, seal = _SEALED.unpack_from(record, _SEALED_AT)
     (
         allow, tcp_state, seen_reply, assured, scale, other_scale, _generation, deadline_ns,
         end, acked, max_win, other_end, other_acked, other_max_win,
-        original_packets, reply_packets, original_bytes, reply_bytes,
+        original_packets, reply_packets, original_bytes, reply_bytes, uplink_ifindex,
     ) = _CHANGING.unpack_from(record, _CHANGING_AT)
     if (
         record[_IN_USE] != 1 or record[_MOVING] > 1
-        or seal != seal_of(record[:_IN_USE], inside_ifindex, uplink_ifindex)
+        or seal != seal_of(record[:_IN_USE], inside_ifindex)
         or tcp_state >= STATES or seen_reply > 1 or assured > 1 or max(scale, other_scale) > NO_SCALE
     ):
         raise CorruptTable(f"record {flow_id} is none that an engine writes")

@@ -93,21 +93,32 @@ class MappingTable:
 
     # ── outside ports for flows that leave ───────────────────────────────────────────────────────
 
+    def join_own(self, inside: Endpoint, outside_ip: int, ports: tuple[int, int] | None, ifindex: int) -> int | None:
+        """Hold the mapping that an inside endpoint has, for one flow more, and return its outside port.
+
+        None if it has none, if its port is not one of `ports`, or if each flow is to have a mapping of its own.
+        """
+        mapping = self._by_inside.get((inside, outside_ip))
+        if mapping is None or not self._for_all_peers:
+            return None
+        port = mapping.outside.port_or_icmp_id
+        if not _fits(ports, port):
+            return None
+        mapping.flows += 1
+        mapping.ifindex = ifindex
+        return port
+
     def acquire(self, wanted: Wanted, may_share: MayShare, now_ns: int) -> int | NoPort:
         """Return an outside port and hold it for one flow; each call that does wants a `release`.
 
         A mapping that exists is used, unless its port lies outside `wanted.ports`; then a new one is made.
         """
         if self._for_all_peers:
-            mapping = self._by_inside.get(wanted[:2])
-            if mapping is not None and _fits(wanted.ports, mapping.outside.port_or_icmp_id):
-                mapping.flows += 1
-                mapping.ifindex = wanted.ifindex
-                return mapping.outside.port_or_icmp_id
+            port = self.join_own(wanted.inside, wanted.outside_ip, wanted.ports, wanted.ifindex)
         else:
-            guest = self._as_the_kernel_does(wanted, may_share)
-            if guest is not None:
-                return guest
+            port = self._as_the_kernel_does(wanted, may_share)
+        if port is not None:
+            return port
         answer = self._make(wanted, now_ns)
         return self.share(wanted, may_share) if answer is NoPort.OUT_OF_PORTS else answer
 

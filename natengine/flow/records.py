@@ -31,7 +31,7 @@ class Path(enum.IntEnum):
     UNCHANGED = 2           # known flow whose inside and outside endpoints are the same
     MISS = 3                # no such flow: the engine decides
     SPECIAL = 4             # not for the fast path: a fragment, another protocol, an ICMP error
-    STALE = 5               # known flow, but the rules changed since it was last allowed
+    STALE = 5               # known flow, but the rules changed since it was last allowed, or its route did
     REFUSED_STATE = 6       # known flow, TCP segment against its state: drop
     REFUSED_FORWARD = 7     # known flow, the FORWARD chain does not let this direction pass: drop
     BAD_HEADER = 8          # the headers contradict each other: drop

@@ -1,4 +1,4 @@
-"""What a flow table is told when it is made: both fast paths take the same."""
+"""What a flow table is told when it is made: capacity, timeouts and the tables of TCP, all of it data."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from operator import index
 from typing import NamedTuple
 
 from natengine.flow.tcp_state import REFUSED, SEGMENTS, STATES
+from natengine.flow.timeouts import NEVER_NS, PROTOCOLS
 
-_CAPACITY = range(1, 2**28 + 1)     # an index of 4 entries a flow still counts in 32 bits
-_TIMEOUT_NS = range(2**62 + 1)      # so that a deadline fits into 64 bits
+CAPACITY = range(1, 2**28 + 1)      # an index of 4 entries a flow still counts in 32 bits
+TIMEOUT_NS = range(NEVER_NS + 1)    # so that a deadline fits into 64 bits
 
 
 class TableConfig(NamedTuple):
@@ -16,12 +17,14 @@ class TableConfig(NamedTuple):
 
     capacity: int
     tcp_timeouts_ns: tuple[int, ...]    # by TcpState
-    udp_timeout_ns: int
-    icmp_timeout_ns: int
+    timeouts_ns: tuple[int, ...]        # by protocol; TCP's is not used
     transitions: bytes
     segment_of_flags: bytes
     hash_key: bytes                     # 16 random bytes: nobody outside may choose collisions
     tcp_liberal: bool = False           # let segments outside the window pass, but for RSTs
+    tcp_unacknowledged_ns: int = NEVER_NS       # at most, while data awaits its ACK
+    dns_timeout_ns: int = NEVER_NS      # at most, after a UDP packet from port 53
+    udp_inbound_refresh: bool = True    # False: what arrives does not make a UDP flow live longer
 
     def check(self) -> None:
         """Refuse what would make either twin read or count wrong.
@@ -34,13 +37,16 @@ class TableConfig(NamedTuple):
         for table in (self.hash_key, self.transitions, self.segment_of_flags):
             if not isinstance(table, bytes):
                 raise TypeError("the key and the TCP tables are bytes")
-        if index(self.capacity) not in _CAPACITY:
-            raise ValueError(f"the capacity is 1..{_CAPACITY[-1]}, not {self.capacity}")
+        if index(self.capacity) not in CAPACITY:
+            raise ValueError(f"the capacity is 1..{CAPACITY[-1]}, not {self.capacity}")
         if len(self.hash_key) != 16 or len(self.tcp_timeouts_ns) != STATES:
             raise ValueError("the key has 16 bytes, and every TCP state has a timeout")
-        for timeout_ns in (*self.tcp_timeouts_ns, self.udp_timeout_ns, self.icmp_timeout_ns):
-            if index(timeout_ns) not in _TIMEOUT_NS:
-                raise ValueError(f"a timeout is 0..{_TIMEOUT_NS[-1]} ns, not {timeout_ns}")
+        if len(self.timeouts_ns) != PROTOCOLS:
+            raise ValueError("every protocol has a timeout")
+        at_most = self.tcp_unacknowledged_ns, self.dns_timeout_ns
+        for timeout_ns in (*self.tcp_timeouts_ns, *self.timeouts_ns, *at_most):
+            if index(timeout_ns) not in TIMEOUT_NS:
+                raise ValueError(f"a timeout is 0..{TIMEOUT_NS[-1]} ns, not {timeout_ns}")
         if len(self.transitions) != 2 * SEGMENTS * STATES or len(self.segment_of_flags) != 256:
             raise ValueError("the TCP tables are not those of flow.tcp_state")
         states = {*range(STATES), REFUSED}

@@ -34,6 +34,7 @@ from natengine.rules.counters import Count
 from natengine.rules.model import (
     ANY_INTERFACE,
     BUILT_IN_CHAINS,
+    LEFT_ALONE,
     Accept,
     AddressTest,
     Drop,
@@ -361,7 +362,7 @@ def table_by_name(name: str) -> TableName:
         error.exit_status = EXIT_NO_TABLE
         raise error
     table = TableName(name)
-    if table not in BUILT_IN_CHAINS:
+    if table in LEFT_ALONE or table not in BUILT_IN_CHAINS:
         raise RuleApplyError(f"table '{name}' holds no rules in natengine (filter and nat do)")
     return table
 

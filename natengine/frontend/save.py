@@ -24,11 +24,12 @@ from natengine.frontend.names import HostLookup, Lookups, ServiceLookup
 from natengine.frontend.parser import CommandParser, parse_counters
 from natengine.frontend.printers import target_name
 from natengine.rules.counters import Count, RuleCounters
-from natengine.rules.model import BUILT_IN_CHAINS, Accept, Drop, Policy, RuleSet, TableName
+from natengine.rules.model import LEFT_ALONE, Accept, Drop, Policy, RuleSet, TableName
 from natengine.rules.validate import check_policy
 
 STDIN = "<stdin>"
 
+_FILLED = (TableName.FILTER, TableName.NAT)
 _POLICIES: dict[str, Policy] = {"ACCEPT": Accept(), "DROP": Drop()}
 _COUNTERS = re.compile(r"\[(\d+):(\d+)\]")
 _CHANGES = (Kind.APPEND, Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.FLUSH, Kind.POLICY, Kind.ZERO)
@@ -49,6 +50,8 @@ def dump(ruleset: RuleSet, counters: RuleCounters | None = None, *, header_lines
     lines = [f"# {line}" for line in header_lines]
     for table in ruleset.tables:
         if wanted is not None and table.name not in wanted:
+            continue
+        if wanted is None and table.name in LEFT_ALONE and table.untouched:
             continue
         lines.append(f"*{table.name}")
         for chain in table.chains:
@@ -130,7 +133,7 @@ class _RestoreReader:
         if name not in TableName.__members__.values():
             raise self._wrong(f"table name '{name}' invalid", 2)
         self._table = TableName(name)
-        if self._table not in BUILT_IN_CHAINS:
+        if self._table not in _FILLED:
             return
         self.ruleset = self.ruleset.flush(self._table)
         for chain in self.ruleset.table(self._table).chains:
@@ -145,7 +148,7 @@ class _RestoreReader:
         counters = _COUNTERS.fullmatch(words[2].text) if len(words) > 2 else None
         if len(words) > 2 and counters is None:
             raise self._wrong(f"invalid policy counters for chain '{chain}'", words[2].column)
-        if table not in BUILT_IN_CHAINS:
+        if table not in _FILLED:
             if policy != "ACCEPT":
                 raise self._wrong(f"table {table} may not drop packets in natengine", words[1].column)
             return
@@ -163,7 +166,7 @@ class _RestoreReader:
             self.counters.set_policy(table, chain, int(counters[1]), int(counters[2]))
 
     def _read_rule(self, table: TableName, line: str) -> None:
-        if table not in BUILT_IN_CHAINS:
+        if table not in _FILLED:
             raise self._wrong(f"table {table} holds no rules in natengine (filter and nat do)", 1)
         words = self._split(line)
         count = None

@@ -42,6 +42,7 @@ class Arriving:
         self._filtering = settings.filtering
         self._local_ports: LocalPorts | None = None
         self._hold = settings.syn_hold_ns > 0
+        self._loose = settings.tcp_loose
         self.held = HeldSyns(fast, settings.syn_hold_ns)
         self.counts_peers = settings.filtering is FilteringBehaviour.ADDRESS_DEPENDENT
         self._peers: Counter[tuple[Endpoint, int]] = Counter()      # flows of an outside endpoint with a host
@@ -57,6 +58,8 @@ class Arriving:
         owner = self._mappings.owner(outside)
         if self._is_head_s(owner, outside):
             waits = self._local_ports is not None and port not in self._local_ports.get(proto, ())
+            if waits and self._loose and proto == Proto.TCP and not _opens(packet):
+                return Reason.TCP_STATE     # of a connection to be picked up when the inside speaks: no RST to it
             return Reason.SYN_HELD if waits and self._may_be_held(packet) else Reason.LOCAL_IN
         assert owner is not None
         if self._lets_in(outside, packet.ip.src) and (proto != Proto.TCP or _opens(packet)):

@@ -15,28 +15,20 @@ from typing import NamedTuple
 
 from natengine.errors import BadPacket, Truncated
 from natengine.fastpath import FULL, NOT_FOUND, FastPath
-from natengine.flow.records import Allow, FlowInfo, Path
+from natengine.flow.records import FlowInfo, Path
 from natengine.nat.arriving import LocalPorts
-from natengine.nat.fragments import DatagramKey, FragmentTable, contradicts_itself
+from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
-from natengine.nat.slowpath import TRANSLATABLE, SlowPath
+from natengine.nat.slowpath import SlowPath
+from natengine.nat.vanished import VanishedAddresses
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
-from natengine.wire.ipv4 import (
-    ICMP_ECHO_REPLY,
-    ICMP_ECHO_REQUEST,
-    Ipv4Fields,
-    Transport,
-    parse_ipv4_untrusted,
-    parse_transport_untrusted,
-)
-from natengine.wire.rewrite import rewrite_destination, rewrite_source
 
 # what the fast path says that needs nobody else
 _SETTLED: dict[int, Reason] = {
@@ -50,7 +42,6 @@ _SETTLED: dict[int, Reason] = {
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
 _NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT})
-_PORTLESS = Transport(0, 0, 0, 0, 0)
 
 
 class EngineStats(NamedTuple):
@@ -69,14 +60,15 @@ class NatEngine:
     def __init__(self, fast: FastPath, *, settings: Settings, rng: Rng) -> None:
         """Start with no rules and no interfaces; see `replace_ruleset` and `replace_interfaces`."""
         self._fast = fast
-        self._fragments = FragmentTable(settings.max_fragment_trains, settings.fragment_timeout_ns)
         self._by_reason = [0] * (max(Reason) + 1)
         self.outbox = Outbox()
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
         self._uplinks = Uplinks()
+        self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self._policy(), settings, rng)
+        self._fragments = FragmentPath(fast, self._slow, settings, self._settle_first, self._without_flow)
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
@@ -88,7 +80,7 @@ class NatEngine:
             meta: Where it was taken; `meta.hook` is PREROUTING or POSTROUTING.
             now_ns: Nanoseconds on any clock that never goes back.
         """
-        return self.settle(self._fast.translate(packet, meta.hook, now_ns), packet, meta, now_ns)
+        return self.settle(self._fast.translate(packet, meta.hook, now_ns, meta.out_ifindex), packet, meta, now_ns)
 
     def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
         """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
@@ -107,29 +99,43 @@ class NatEngine:
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
         """Deal with what the fast path could not."""
         try:
-            ip = parse_ipv4_untrusted(packet)
-            if ip.is_fragment:
-                return self._fragment(packet, ip, meta, now_ns)
-            transport = parse_transport_untrusted(packet, ip)
+            ip, transport = self._fast.read(packet)
         except Truncated:
             return Reason.TRUNCATED
         except BadPacket:
             return Reason.BAD_HEADER
         new = NewPacket(ip, transport, meta)
+        if ip.more_fragments or ip.fragment_offset:
+            return self._fragments.settle(packet, new, now_ns)
+        return self._by_path(path, packet, new, now_ns)
+
+    def _by_path(self, path: int, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         if path == Path.MISS:
             return self._begin(packet, new, now_ns)
         if path == Path.STALE:
             return self._ask_again(packet, new, now_ns)
-        if ip.proto == Proto.ICMP:
+        if new.ip.proto == Proto.ICMP:
             return self._icmp(packet, new)
         return self._other_protocol(new)
+
+    def _settle_first(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
+        """Do with a first fragment what is done with a whole packet."""
+        path = self._translate(packet, new, now_ns)
+        if path == Path.SPECIAL and new.ip.proto == Proto.ICMP:
+            return self._icmp_unrelated(new)    # nobody sends errors in pieces; the checksum cannot be checked
+        return _SETTLED.get(path) or self._by_path(path, packet, new, now_ns)
+
+    def _translate(self, packet: bytearray, new: NewPacket, now_ns: int) -> int:
+        if new.ip.more_fragments:
+            return translate_first(self._fast, packet, new, now_ns)
+        return self._fast.translate(packet, new.meta.hook, now_ns, new.meta.out_ifindex)
 
     def _begin(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Let the rules decide about a packet without a flow."""
         flow_id = self._create(packet, new, now_ns)
         if isinstance(flow_id, Reason):
             return flow_id
-        reason = _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
+        reason = _SETTLED[self._translate(packet, new, now_ns)]
         if VERDICTS[reason] is Verdict.DROP:
             self._remove(flow_id, now_ns)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
@@ -163,15 +169,24 @@ class NatEngine:
         return self._refuse(reason, packet, new, now_ns)
 
     def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        """The rules have changed since FORWARD last allowed this flow."""
-        flow_id = self._fast.find(new.key)
-        self._approve(flow_id)
-        return _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
+        """The rules have changed since FORWARD last allowed this flow, or its route has."""
+        flow, meta = self._find_flow(new, now_ns), new.meta
+        if flow is None:
+            reason = self._begin(packet, new, now_ns)
+            return Reason.UPLINK_CHANGED if reason is Reason.TCP_STATE else reason
+        spec = flow.spec
+        if spec.from_inside and meta.out_ifindex:
+            spec = spec._replace(uplink_ifindex=meta.out_ifindex)
+        self._fast.approve(flow.flow_id, self._slow.policy.allow_later(spec), spec.uplink_ifindex)
+        return _SETTLED[self._translate(packet, new, now_ns)]
 
-    def _approve(self, flow_id: int) -> None:
-        info = self._fast.info(flow_id)
-        assert info is not None
-        self._fast.approve(flow_id, self._slow.policy.allow_later(info.spec))
+    def _find_flow(self, new: NewPacket, now_ns: int) -> FlowInfo | None:
+        """Return the flow that a packet belongs to; one that has lost its uplink ends instead."""
+        flow = self._fast.info(self._fast.find(new.key))
+        if flow is not None and self._vanished.end(flow.spec, new.meta):
+            self._remove(flow.flow_id, now_ns)
+            return None
+        return flow
 
     def _other_protocol(self, new: NewPacket) -> Reason:
         """A protocol without ports that we know: the head's own passes, the rest cannot be translated."""
@@ -234,68 +249,6 @@ class NatEngine:
             return Reason.LOCAL_OUT
         return Reason.ROUTED if self._routed(new) else refusal
 
-    # ── fragments ────────────────────────────────────────────────────────────────────────────────
-
-    def _fragment(self, packet: bytearray, ip: Ipv4Fields, meta: PacketMeta, now_ns: int) -> Reason:
-        """A fragment: the first one finds or begins the flow, the later ones follow it."""
-        if contradicts_itself(ip):
-            return Reason.BAD_HEADER
-        if ip.fragment_offset:
-            return self._later_fragment(packet, NewPacket(ip, _PORTLESS, meta), now_ns)
-        new = NewPacket(ip, parse_transport_untrusted(packet, ip), meta)
-        if ip.proto == Proto.ICMP and new.transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
-            return self._icmp_unrelated(new)
-        if ip.proto not in TRANSLATABLE:
-            return self._other_protocol(new)
-        return self._first_fragment(packet, new, now_ns)
-
-    def _first_fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        flow_id = self._fast.find(new.key)
-        begins = flow_id == NOT_FOUND
-        if begins:
-            created = self._create(packet, new, now_ns)
-            if isinstance(created, Reason):
-                return created
-            flow_id = created
-        flow = self._fast.info(flow_id)
-        assert flow is not None
-        # who begins a flow has just been asked about; the answer may hang on what only this packet has
-        if not (begins or self._allows(flow, new.meta)):
-            return Reason.FORWARD_DROP
-        if not self._fragments.remember(DatagramKey.of(new.meta.hook, new.ip), flow, now_ns):
-            if begins:
-                self._remove(flow_id, now_ns)
-            return Reason.FRAGMENT_LIMIT
-        return self._rewrite_fragment(packet, new, flow, now_ns)
-
-    def _later_fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        train = self._fragments.find(DatagramKey.of(new.meta.hook, new.ip), now_ns)
-        flow = None if train is None else self._fast.info(train.flow_id)
-        if train is None or flow is None or flow.spec.arriving != train.arriving:
-            return self._without_flow(new, Reason.FRAGMENT_ORPHAN)
-        if not self._allows(flow, new.meta):
-            return Reason.FORWARD_DROP
-        return self._rewrite_fragment(packet, new, flow, now_ns)
-
-    def _allows(self, flow: FlowInfo, meta: PacketMeta) -> bool:
-        """Ask what the fast path asks of a whole packet, of the FORWARD chain as it stands now."""
-        is_reply = (meta.hook == Hook.POSTROUTING) != flow.spec.from_inside
-        needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
-        return bool(self._slow.policy.allow_later(flow.spec) & needed)
-
-    def _rewrite_fragment(self, packet: bytearray, new: NewPacket, flow: FlowInfo, now_ns: int) -> Reason:
-        """Do to a fragment what the fast path does to a whole packet.
-
-        Limit: a fragmented segment does not move the TCP state.
-        """
-        ip, spec, has_ports = new.ip, flow.spec, new.ip.fragment_offset == 0
-        self._fast.touch(flow.flow_id, new.meta.hook, ip.total_len, now_ns)
-        if new.meta.hook == Hook.POSTROUTING:
-            rewrite_source(packet, ip, spec.outside_ip, spec.outside_port if has_ports else None)
-        else:
-            rewrite_destination(packet, ip, spec.inside_ip, spec.inside_port if has_ports else None)
-        return Reason.FRAGMENT
-
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
 
     def expire(self, now_ns: int, budget: int = 1024) -> int:
@@ -305,7 +258,7 @@ class NatEngine:
             self._slow.release(info.spec, now_ns)
         self._fragments.expire(now_ns)
         self._slow.arriving.held.expire(now_ns, self.outbox)
-        return len(ended)
+        return len(ended) + self._end_flows_without_address(now_ns)
 
     def flows(self) -> list[FlowInfo]:
         """Return a copy of every flow."""
@@ -348,20 +301,21 @@ class NatEngine:
         self._slow.arriving.replace_local_ports(ports)
 
     def replace_interfaces(self, interfaces: InterfaceTable, now_ns: int) -> int:
-        """Take notice of interfaces and addresses; flows on an address that is gone end.
+        """Take notice of interfaces and addresses; flows on an address that is gone end, all in all.
 
         Returns:
-            How many flows ended.
+            How many have ended already.
         """
         if interfaces == self.interfaces:
             return 0                        # an event that changes nothing must not make flows STALE
-        vanished = {ip for ip in _addresses(self.interfaces) if not interfaces.owns(ip)}
+        self._vanished.note(self.interfaces.addresses, interfaces.addresses)
         self.interfaces = interfaces
         self._renew_policy()
-        if not vanished:
-            return 0
-        gone = [info.flow_id for info in self._fast.snapshot() if info.spec.outside_ip in vanished]
-        return sum(self.remove_flow(flow_id, now_ns) for flow_id in gone)
+        return self._end_flows_without_address(now_ns)
+
+    def _end_flows_without_address(self, now_ns: int) -> int:
+        """End some of the flows whose outside address is gone; return how many."""
+        return sum(self.remove_flow(flow_id, now_ns) for flow_id in self._vanished.find_flows())
 
     def _policy(self) -> Policy:
         return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks)
@@ -376,8 +330,4 @@ class NatEngine:
             len(self._fast), len(self._slow.mappings), len(self._fragments), self._slow.mappings.overloaded,
             {reason.name: self._by_reason[reason] for reason in Reason},
         )
-
-
-def _addresses(interfaces: InterfaceTable) -> set[int]:
-    return {ip for interface in interfaces for ip in interface.addresses}
 

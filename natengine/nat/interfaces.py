@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from natengine.rules.matches import AddressType
 from natengine.vocab import Interface
 from natengine.wire.addr import Prefix
 
@@ -17,7 +18,7 @@ class InterfaceTable:
 
     def __init__(self, interfaces: Iterable[Interface] = ()) -> None:
         self._by_index = {each.ifindex: each for each in interfaces}
-        self._addresses = frozenset(ip for each in self._by_index.values() for ip in each.addresses)
+        self.addresses = frozenset(ip for each in self._by_index.values() for ip in each.addresses)
         self._broadcasts = frozenset(ip for each in self._by_index.values() for ip in each.broadcasts)
 
     def __eq__(self, other: object) -> bool:
@@ -44,17 +45,34 @@ class InterfaceTable:
 
     def owns(self, address: int) -> bool:
         """Say whether a unicast address belongs to the host itself."""
-        return address in self._addresses
+        return address in self.addresses
 
     def is_local(self, destination: int) -> bool:
         """Say whether a packet to `destination` is for the host: its own, broadcast, multicast, loopback."""
         return (
-            destination in self._addresses
+            destination in self.addresses
             or destination in self._broadcasts
             or destination == LIMITED_BROADCAST
             or MULTICAST.contains(destination)
             or LOOPBACK.contains(destination)
         )
+
+    def kind(self, address: int, name: str = "") -> AddressType:
+        """Return the kind of an address as the kernel's routes have it (inet_addr_type(9), `-m addrtype`).
+
+        Args:
+            name: Ask this interface's own addresses only; "" for all of them.
+        """
+        if address == LIMITED_BROADCAST or address >> 24 == 0:
+            return AddressType.BROADCAST
+        if MULTICAST.contains(address):
+            return AddressType.MULTICAST
+        if LOOPBACK.contains(address):
+            return AddressType.LOCAL if name in ("", "lo") else AddressType.UNICAST
+        asked = [each for each in self if name in ("", each.name)]
+        if any(address in each.addresses for each in asked):
+            return AddressType.LOCAL
+        return AddressType.BROADCAST if any(address in each.broadcasts for each in asked) else AddressType.UNICAST
 
     def outside_address(self, ifindex: int, source: int) -> int | None:
         """Return the address that MASQUERADE gives a packet from `source` on this interface.

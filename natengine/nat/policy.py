@@ -1,8 +1,8 @@
 """What the rules say about a flow: asked once when it begins, and again when they change.
 
 `Policy` is a rule set made ready for packets: its chains compiled, the interfaces looked up.  It
-answers two questions, in netfilter's order: does FORWARD let the packet pass, and what does nat
-POSTROUTING make of its source?
+answers, in netfilter's order: what does nat PREROUTING (OUTPUT, for the head's own) make of the packet's
+destination, does FORWARD let it pass, and what does nat POSTROUTING make of its source?
 
 FORWARD is asked for every packet in the kernel.  Here the answers for the three kinds of packet of
 a flow (`Allow`) are worked out when it begins and kept with it, so that a known flow costs nothing;
@@ -20,19 +20,20 @@ from typing import NamedTuple
 from natengine.flow.records import Allow, FlowSpec
 from natengine.nat.interfaces import InterfaceTable
 from natengine.rules.counters import RuleCounters
-from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, compile_chain
-from natengine.rules.model import (
-    Accept,
-    Chain,
-    ChainName,
+from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, Program, compile_chain
+from natengine.rules.executable import reachable
+from natengine.rules.facts import FlowFacts, RuleMemory, Surroundings
+from natengine.rules.matches import (
+    NOT_TRANSLATED,
     Comment,
     ConntrackState,
-    Drop,
-    Masquerade,
-    RuleSet,
-    TableName,
-    Uplinks,
+    CtDirection,
+    CtStatus,
+    Match,
+    Translated,
 )
+from natengine.rules.model import ChainName, RuleSet, Table, TableName, Uplinks
+from natengine.rules.targets import Accept, Drop, Masquerade, Passing
 from natengine.vocab import CtState, PacketMeta, Proto
 from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
 from natengine.wire.tcp import ACK, SYN
@@ -79,24 +80,35 @@ class Policy:
     """A rule set together with the interfaces it talks about."""
 
     def __init__(
-        self, ruleset: RuleSet, interfaces: InterfaceTable, counters: RuleCounters, uplinks: Uplinks
+        self, ruleset: RuleSet, interfaces: InterfaceTable, counters: RuleCounters, uplinks: Uplinks,
+        memory: RuleMemory | None = None,
     ) -> None:
         self.interfaces = interfaces
         self.uplinks = uplinks
-        forward = ruleset.chain(TableName.FILTER, ChainName.FORWARD)
-        postrouting = ruleset.chain(TableName.NAT, ChainName.POSTROUTING)
+        self._around = Surroundings(interfaces.kind, memory)
+        filter_, nat = ruleset.table(TableName.FILTER), ruleset.table(TableName.NAT)
         self._count_forward = counters.adder(TableName.FILTER, ChainName.FORWARD)
         self._count_postrouting = counters.adder(TableName.NAT, ChainName.POSTROUTING)
-        self._forward = compile_chain(forward, self._count_forward)
-        self._forward_uncounted = compile_chain(forward)
-        self._forward_by_interface = _asks_interfaces_only(forward)
+        self._forward = self._compile(filter_, ChainName.FORWARD, counters)
+        self._forward_uncounted = self._compile(filter_, ChainName.FORWARD)
+        self._forward_by_interface = _asks_interfaces_only(filter_, ChainName.FORWARD)
         self._known_ways: dict[tuple[int, int, bool], int] = {}
-        self._postrouting = compile_chain(postrouting, self._count_postrouting)
-        self._postrouting_uncounted = compile_chain(postrouting)
-        self._has_ways = (
-            self._forward_by_interface and _asks_interfaces_only(postrouting) and not uplinks.any_interface
+        self._prerouting = self._compile(nat, ChainName.PREROUTING, counters)
+        self._output = self._compile(nat, ChainName.OUTPUT, counters)
+        self._postrouting = self._compile(nat, ChainName.POSTROUTING, counters)
+        self._postrouting_uncounted = self._compile(nat, ChainName.POSTROUTING)
+        self._has_ways = not uplinks.any_interface and all(
+            _asks_interfaces_only(table, chain) and not _notes(table, chain)
+            for table, chain in ((filter_, ChainName.FORWARD), (nat, ChainName.POSTROUTING))
         )
         self._ways: dict[tuple[int, int], Way | None] = {}
+
+    def _compile(self, table: Table, chain: ChainName, counters: RuleCounters | None = None) -> Program:
+        """Compile a built-in chain; without counters it is one that is asked about no packet in particular."""
+        count = None if counters is None else counters.adder(table.name, chain)
+        around = self._around if count is not None else self._around._replace(memory=None)
+        found = next(each for each in table if each.name == chain)
+        return compile_chain(found, count, table=table, around=around)
 
     def is_uplink(self, ifindex: int) -> bool:
         """Whether untranslated inside addresses must not leave here, nor strangers' packets enter.
@@ -110,8 +122,10 @@ class Policy:
             return True
         return any(interface_matches(pattern, interface.name) for pattern in self.uplinks.patterns)
 
-    def facts(self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState) -> PacketFacts:
-        """Return what the rules see of a packet taken at POSTROUTING."""
+    def facts(
+        self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState, now_ns: int = 0
+    ) -> PacketFacts:
+        """Return what the rules see of a packet."""
         icmp = ip.proto == Proto.ICMP
         ports = ip.proto in (Proto.TCP, Proto.UDP)
         return PacketFacts(
@@ -122,11 +136,15 @@ class Policy:
             transport.icmp_type if icmp else NO_FIELD,
             transport.icmp_code if icmp else NO_FIELD,
             transport.tcp_flags if ip.proto == Proto.TCP else NO_FIELD,
-            meta.mark, ip.total_len, state,
+            meta.mark, ip.total_len, state, now_ns,
         )
 
-    def forwards(self, facts: PacketFacts) -> bool:
+    def forward(self, facts: PacketFacts) -> Outcome:
         """Ask the FORWARD chain about one packet, and count it."""
+        return self._forward(facts)
+
+    def forwards(self, facts: PacketFacts) -> bool:
+        """Whether FORWARD lets one packet pass; it is counted."""
         return isinstance(self._forward(facts).target, Accept)
 
     def allow_by_interface(self, inside_ifindex: int, uplink_ifindex: int, from_inside: bool) -> int:
@@ -167,20 +185,30 @@ class Policy:
         inside, uplink = self.interfaces.name(spec.inside_ifindex), self.interfaces.name(spec.uplink_ifindex)
         near, far = (spec.inside_ip, spec.inside_port), (spec.peer_ip, spec.peer_port)
         source, destination = (near, far) if leaving else (far, near)
+        flow = _flow_facts(spec, state, original=leaving == spec.from_inside)
         names = (inside, uplink) if leaving else (uplink, inside)
         if spec.proto == Proto.ICMP:
             from_opener = leaving == spec.from_inside
             return PacketFacts(
                 *names, source[0], destination[0], spec.proto,
                 icmp_type=ICMP_ECHO_REQUEST if from_opener else ICMP_ECHO_REPLY, icmp_code=0, ctstate=state,
+                flow=flow,
             )
         flags = NO_FIELD
         if spec.proto == Proto.TCP:
             flags = SYN if state is CtState.NEW else ACK
         return PacketFacts(
             *names, source[0], destination[0], spec.proto, source[1], destination[1],
-            tcp_flags=flags, ctstate=state,
+            tcp_flags=flags, ctstate=state, flow=flow,
         )
+
+    def prerouting(self, facts: PacketFacts) -> Outcome:
+        """Walk nat PREROUTING for the first packet of a flow, and count it."""
+        return self._prerouting(facts)
+
+    def output(self, facts: PacketFacts) -> Outcome:
+        """Walk nat OUTPUT for the first packet of a flow of the head's own, and count it."""
+        return self._output(facts)
 
     def postrouting(self, facts: PacketFacts) -> Outcome:
         """Walk nat POSTROUTING for the first packet of a flow, and count it."""
@@ -227,13 +255,35 @@ class Policy:
         return SourceNat(outside_ip, not (target.random or target.random_fully), ports)
 
 
-def _asks_interfaces_only(chain: Chain) -> bool:
+def _flow_facts(spec: FlowSpec, state: CtState, *, original: bool) -> FlowFacts:
+    """Return what `-m conntrack` sees of a flow."""
+    inside, outside = (spec.inside_ip, spec.inside_port), (spec.outside_ip, spec.outside_port)
+    peer = (spec.peer_ip, spec.peer_port)
+    opener, aim, answerer, back = (inside, peer, peer, outside) if spec.from_inside else (peer, outside, inside, peer)
+    translated = NOT_TRANSLATED if inside == outside else Translated.SNAT if spec.from_inside else Translated.DNAT
+    return FlowFacts(
+        opener[0], aim[0], answerer[0], back[0], opener[1], aim[1], answerer[1], back[1],
+        CtStatus(0) if state is CtState.NEW else CtStatus.SEEN_REPLY | CtStatus.ASSURED | CtStatus.CONFIRMED,
+        CtDirection.ORIGINAL if original else CtDirection.REPLY, translated,
+    )
+
+
+def _asks_interfaces_only(table: Table, chain: ChainName) -> bool:
     """Whether a chain looks at nothing but interfaces and state: then flows of one way have one answer."""
     return all(
         rule.src is None and rule.dst is None and rule.proto is None
-        and all(isinstance(match, ConntrackState | Comment) for match in rule.matches)
-        for rule in chain.rules
+        and all(isinstance(match, Comment) or _asks_state_only(match) for match in rule.matches)
+        for rule in reachable(table, chain)
     )
+
+
+def _asks_state_only(match: Match) -> bool:
+    return isinstance(match, ConntrackState) and not match.translated
+
+
+def _notes(table: Table, chain: ChainName) -> bool:
+    """Whether something is noted about packets on their way through a chain: then each has to walk."""
+    return any(isinstance(rule.target, Passing) for rule in reachable(table, chain))
 
 
 def is_drop(outcome: Outcome) -> bool:

@@ -4,7 +4,7 @@
 
     leaving    FORWARD says no ................ FORWARD_DROP
                a reply translated already ..... ROUTED
-               TCP, but not the opening SYN ... TCP_STATE
+               TCP, but not the opening SYN ... TCP_STATE (with `tcp_loose` an ACK will do)
                no nat rule .................... NO_RULE on an uplink; the head's own: unchanged
                enough flows, no port .......... HOST_LIMIT, OUT_OF_PORTS
                MASQUERADE ..................... a new flow
@@ -43,6 +43,7 @@ class SlowPath:
         self.mappings = MappingTable(rng, settings)
         self.arriving = Arriving(fast, self.mappings, settings)
         self._max_flows = settings.max_flows_per_host
+        self._loose = settings.tcp_loose
         self._flows_of: dict[int, int] = {}             # that inside hosts have begun, by their address
 
     def decide(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
@@ -79,7 +80,7 @@ class SlowPath:
         if way is None:
             return self._ask_rules(packet, now_ns)
         way.note(packet.ip.total_len)
-        refusal = _why_not_new(packet)
+        refusal = self._why_not_new(packet)
         return self._new_flow(packet, way.nat, now_ns, way.allow) if refusal is None else refusal
 
     def _ask_rules(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
@@ -100,7 +101,7 @@ class SlowPath:
         if is_drop(outcome):
             return Reason.RULE_DROP
         if isinstance(outcome.target, Masquerade):
-            refusal = None if packet.from_head else _why_not_new(packet)
+            refusal = None if packet.from_head else self._why_not_new(packet)
             if refusal is not None:
                 return refusal
             nat = self.policy.source_nat(outcome.target, packet.meta.out_ifindex, packet.ip.src)
@@ -111,7 +112,7 @@ class SlowPath:
             return self._own_flow(packet, now_ns)
         if outcome.handle == POLICY_HANDLE:
             return Reason.NO_RULE if self.policy.is_uplink(packet.meta.out_ifindex) else Reason.ROUTED
-        refusal = _why_not_new(packet)                  # an ACCEPT rule: not translated, on purpose
+        refusal = self._why_not_new(packet)             # an ACCEPT rule: not translated, on purpose
         return self._unchanged_flow(packet) if refusal is None else refusal
 
     def _was_translated(self, packet: NewPacket) -> bool:
@@ -145,22 +146,38 @@ class SlowPath:
             return not transport.tcp_flags & RST        # the answer to a stranger's SYN begins nothing
         return ip.proto != Proto.ICMP or transport.icmp_type == ICMP_ECHO_REQUEST
 
+    def _why_not_new(self, packet: NewPacket) -> Reason | None:
+        """Return why a forwarded packet cannot begin a flow, or None if it can."""
+        ip, transport = packet.ip, packet.transport
+        if ip.proto not in TRANSLATABLE:
+            return Reason.UNKNOWN_PROTOCOL
+        if ip.proto == Proto.TCP:
+            flags = transport.tcp_flags & (SYN | ACK | RST | FIN)
+            return None if flags == SYN or (flags == ACK and self._loose) else Reason.TCP_STATE
+        if ip.proto == Proto.ICMP and transport.icmp_type != ICMP_ECHO_REQUEST:
+            return Reason.ICMP_UNRELATED
+        return None
+
     def _new_flow(
         self, packet: NewPacket, nat: SourceNat, now_ns: int, allow: int = ASK_FORWARD
     ) -> FlowSpec | Reason:
         """Give the packet's source an outside endpoint."""
-        if _answers_a_stranger(packet):
+        ip, transport, meta = packet
+        from_head = meta.in_ifindex == 0
+        if from_head and _answers_a_stranger(packet):
             # a service: the peer knows its address and port, so they stay
             return self._own_flow(packet, now_ns)
-        ip, transport, meta = packet
-        if self._max_flows and not packet.from_head and self._flows_of.get(ip.src, 0) >= self._max_flows:
+        if self._max_flows and not from_head and self._flows_of.get(ip.src, 0) >= self._max_flows:
             return Reason.HOST_LIMIT
-        inside = Endpoint(ip.proto, ip.src, transport.src_port_or_icmp_id)
-        wanted = Wanted(inside, nat.outside_ip, nat.keep_port, nat.ports, meta.in_ifindex)
-        port = self.mappings.acquire(wanted, self._may_share(packet, nat.outside_ip), now_ns)
-        if isinstance(port, NoPort):
-            return NO_PORT[port]
-        return self._flow(packet, nat.outside_ip, port, allow)
+        inside, outside_ip = Endpoint(ip.proto, ip.src, transport.src_port_or_icmp_id), nat.outside_ip
+        port = self.mappings.join_own(inside, outside_ip, nat.ports, meta.in_ifindex)
+        if port is None:
+            wanted = Wanted(inside, outside_ip, nat.keep_port, nat.ports, meta.in_ifindex)
+            answer = self.mappings.acquire(wanted, self._may_share(packet, outside_ip), now_ns)
+            if isinstance(answer, NoPort):
+                return NO_PORT[answer]
+            port = answer
+        return self._flow(packet, outside_ip, port, allow=allow)
 
     def _may_share(self, packet: NewPacket, outside_ip: int) -> MayShare:
         """Return what tells whether no other flow has this packet's peer on an outside port."""
@@ -174,25 +191,28 @@ class SlowPath:
 
         Its port is held if it can be, so that no worker gets it while the head talks.
         """
-        spec = self._unchanged_flow(packet)
+        spec = self._unchanged_flow(packet, from_inside=not _answers_a_stranger(packet))
         if self.policy.interfaces.owns(spec.inside_ip):
             self.mappings.hold(Endpoint(spec.proto, spec.inside_ip, spec.inside_port), now_ns)
         return spec
 
-    def _unchanged_flow(self, packet: NewPacket) -> FlowSpec:
+    def _unchanged_flow(self, packet: NewPacket, *, from_inside: bool = True) -> FlowSpec:
         """Return a flow whose outside endpoint is its inside endpoint."""
-        return self._flow(packet, packet.ip.src, packet.transport.src_port_or_icmp_id)
+        return self._flow(packet, packet.ip.src, packet.transport.src_port_or_icmp_id, from_inside=from_inside)
 
-    def _flow(self, packet: NewPacket, outside_ip: int, outside_port: int, allow: int = ASK_FORWARD) -> FlowSpec:
+    def _flow(
+        self, packet: NewPacket, outside_ip: int, outside_port: int, *,
+        from_inside: bool = True, allow: int = ASK_FORWARD,
+    ) -> FlowSpec:
         """Return the flow of a leaving packet with this outside endpoint."""
         ip, transport, meta = packet
-        from_inside = not _answers_a_stranger(packet)
+        if allow == ASK_FORWARD:
+            allow = self.policy.allow_by_interface(meta.in_ifindex, meta.out_ifindex, from_inside)
         spec = FlowSpec(
             ip.proto, ip.src, transport.src_port_or_icmp_id, outside_ip, outside_port, ip.dst, _peer_port(packet),
-            from_inside, meta.in_ifindex, meta.out_ifindex,
-            allow or self.policy.allow_by_interface(meta.in_ifindex, meta.out_ifindex, from_inside),
+            from_inside, meta.in_ifindex, meta.out_ifindex, allow,
         )
-        if spec.allow == ASK_FORWARD:
+        if allow == ASK_FORWARD:
             # FORWARD, or nobody for the head's own, has let this packet pass: NEW is allowed
             spec = spec._replace(allow=ALLOW_NEW | self.policy.allow_later(spec))
         return spec
@@ -207,15 +227,3 @@ def _peer_port(packet: NewPacket) -> int:
 def _answers_a_stranger(packet: NewPacket) -> bool:
     """Whether this is from a TCP service of the head's own, to a peer that opened the connection."""
     return packet.from_head and packet.ip.proto == Proto.TCP and bool(packet.transport.tcp_flags & ACK)
-
-
-def _why_not_new(packet: NewPacket) -> Reason | None:
-    """Return why a forwarded packet cannot begin a flow, or None if it can."""
-    ip, transport = packet.ip, packet.transport
-    if ip.proto not in TRANSLATABLE:
-        return Reason.UNKNOWN_PROTOCOL
-    if ip.proto == Proto.TCP and transport.tcp_flags & (SYN | ACK | RST | FIN) != SYN:
-        return Reason.TCP_STATE
-    if ip.proto == Proto.ICMP and transport.icmp_type != ICMP_ECHO_REQUEST:
-        return Reason.ICMP_UNRELATED
-    return None

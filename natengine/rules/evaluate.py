@@ -1,22 +1,36 @@
 """Walk a chain for a packet: first match wins, then the policy.
 
-1. A chain is compiled once per rule-set change (`predicates.py`).  A walk calls closures and nothing
-   else.
+1. A chain, and every chain it leads to, is compiled once per rule-set change (`predicates.py`).  A walk
+   calls closures and nothing else.
 2. Rules that no packet can reach are left out; so is, when nobody counts, a rule that changes nothing
-   (no target, or a last RETURN).
-3. RETURN in a built-in chain means the policy; both the rule and the policy are counted then.
-
-Limits: no jumps (built-in chains only).
+   (no target, LOG, or a last RETURN).
+3. RETURN goes back to the jump that led here; in a built-in chain, or where a goto left one, it means the
+   policy.  Both the rule and the policy are counted then.
+4. LOG, MARK and CONNMARK end nothing: what they say is in the outcome, and a mark is seen by the rules after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-from natengine.rules.facts import NO_FIELD, PacketFacts
-from natengine.rules.model import Accept, Chain, ConntrackState, Drop, Masquerade, Return, Rule
-from natengine.rules.predicates import Predicate, compile_rule
+from natengine.rules.facts import NO_FIELD, NOWHERE, PacketFacts, Surroundings
+from natengine.rules.field_tests import Predicate
+from natengine.rules.matches import ConntrackState, ConntrackTuple
+from natengine.rules.model import Chain, Rule, Table
+from natengine.rules.predicates import compile_rule
+from natengine.rules.targets import (
+    ACCEPT,
+    Connmark,
+    ConnmarkMode,
+    Goto,
+    Jump,
+    Log,
+    Mark,
+    Passing,
+    Return,
+    Terminating,
+)
 
 __all__ = ["NO_FIELD", "POLICY_HANDLE", "CountFunction", "Outcome", "PacketFacts", "Program", "compile_chain"]
 
@@ -31,18 +45,70 @@ class Outcome(NamedTuple):
     Attributes:
         target: What to do.  Never Return: leaving a built-in chain is its policy.
         handle: The rule that said so, or POLICY_HANDLE.
+        logs: The LOG rules that matched on the way, in order.
+        mark: What the packet's mark becomes; None if no rule set it.
+        connection_mark: What the flow's mark becomes; None if no rule set it.
     """
 
-    target: Masquerade | Accept | Drop
+    target: Terminating
     handle: int
+    logs: tuple[Log, ...] = ()
+    mark: int | None = None
+    connection_mark: int | None = None
+
+
+class _Walk:
+    """One packet on its way: what it looks like by now, and what was noted about it."""
+
+    __slots__ = ("connection_mark", "count", "facts", "logs", "mark", "noted")
+
+    def __init__(self, facts: PacketFacts, count: CountFunction | None) -> None:
+        self.facts = facts
+        self.count = count
+        self.noted = False
+        self.logs: list[Log] = []
+        self.mark: int | None = None
+        self.connection_mark: int | None = None
+
+
+_LEAVE: Final = "leave"                 # back to the jump that led here
+
+_Answer = Outcome | Literal["leave"] | None             # None: ask the next rule
+_Action = Outcome | Callable[[_Walk], _Answer] | None
 
 
 class _Step(NamedTuple):
-    """One rule: its test (None: anything matches), its handle, its outcome (None: go on)."""
+    """One rule: its test (None: anything matches), its handle, what it does (None: it only counts)."""
 
     predicate: Predicate | None
     handle: int
-    outcome: Outcome | None
+    action: _Action
+
+
+class _Block:
+    """The steps of one chain."""
+
+    __slots__ = ("steps",)
+
+    def __init__(self) -> None:
+        self.steps: tuple[_Step, ...] = ()
+
+    def walk(self, walk: _Walk) -> Outcome | None:
+        """Return what the rules say, or None at the end of the chain."""
+        facts, count = walk.facts, walk.count
+        for predicate, handle, action in self.steps:
+            if predicate is None or predicate(facts):
+                if count is not None:
+                    count(handle, facts.length)
+                if action is None:
+                    continue
+                answer = action if isinstance(action, Outcome) else action(walk)
+                if answer is _LEAVE:
+                    return None
+                if answer is not None:
+                    return answer  # type: ignore[return-value]      # mypy does not narrow by `is`
+                facts = walk.facts              # a MARK changes it
+        return None
 
 
 class Program:
@@ -55,83 +121,148 @@ class Program:
             counts `(constant.handle, length)` itself.
     """
 
-    __slots__ = ("_count", "_policy", "_steps", "constant", "uses_ctstate")
+    __slots__ = ("_block", "_count", "_policy", "constant", "uses_ctstate")
 
-    def __init__(self, steps: tuple[_Step, ...], policy: Outcome, count: CountFunction | None,
-                 *, uses_ctstate: bool) -> None:
-        self._steps = steps
+    def __init__(self, block: _Block, policy: Outcome, count: CountFunction | None, *, uses_ctstate: bool) -> None:
+        self._block = block
         self._policy = policy
         self._count = count
         self.uses_ctstate = uses_ctstate
-        self.constant = _constant(steps, policy)
+        self.constant = _constant(block.steps, policy)
 
     def __call__(self, facts: PacketFacts) -> Outcome:
         """Return what the chain says about this packet, and count it."""
-        count = self._count
-        for predicate, handle, outcome in self._steps:
-            if predicate is None or predicate(facts):
-                if count is not None:
-                    count(handle, facts.length)
-                if outcome is not None:
-                    if outcome.handle == handle:
-                        return outcome
-                    break               # RETURN: the policy decides, and is counted too
-        if count is not None:
-            count(POLICY_HANDLE, facts.length)
-        return self._policy
+        return self._run(facts, self._count)
 
     def counted(self, facts: PacketFacts) -> tuple[int, ...]:
         """Return the handles that a call would count, in order; nothing is counted."""
-        handles = []
-        for predicate, handle, outcome in self._steps:
-            if predicate is None or predicate(facts):
-                handles.append(handle)
-                if outcome is not None:
-                    if outcome.handle == handle:
-                        return tuple(handles)
-                    break
-        return (*handles, POLICY_HANDLE)
+        handles: list[int] = []
+        self._run(facts, lambda handle, length: handles.append(handle))
+        return tuple(handles)
+
+    def _run(self, facts: PacketFacts, count: CountFunction | None) -> Outcome:
+        walk = _Walk(facts, count)
+        outcome = self._block.walk(walk)
+        if outcome is None:
+            outcome = self._policy
+            if count is not None:
+                count(POLICY_HANDLE, facts.length)
+        if walk.noted:
+            return Outcome(outcome.target, outcome.handle, tuple(walk.logs), walk.mark, walk.connection_mark)
+        return outcome
 
 
-def compile_chain(chain: Chain, count: CountFunction | None = None) -> Program:
-    """Compile a chain into a program.
+def compile_chain(
+    chain: Chain, count: CountFunction | None = None, *, table: Table | None = None, around: Surroundings = NOWHERE
+) -> Program:
+    """Compile a built-in chain, and those it leads to, into a program.
 
     Args:
         chain: Validated rules (`rules/validate.py`).
         count: Called as `count(handle, length)` for every rule that matches, and with POLICY_HANDLE
-            when the policy decides; `RuleCounters.adder()` makes one.  None: nobody counts.
+            when the policy decides; `RuleCounters.adder()` makes one.  None: nobody counts, or hears of LOG.
+        table: Where its jumps lead; None if it has none.
+        around: What matches ask beside the packet.
     """
-    policy = Outcome(chain.policy, POLICY_HANDLE)
-    kept = _needed(chain, counted=count is not None)
-    steps = tuple(_Step(predicate, rule.handle, _outcome(rule, policy)) for rule, predicate in kept)
-    uses_ctstate = any(isinstance(match, ConntrackState) for rule, _ in kept for match in rule.matches)
-    return Program(steps, policy, count, uses_ctstate=uses_ctstate)
+    compiler = _Compiler(table, around, counted=count is not None)
+    block = compiler.block(chain)
+    policy = Outcome(chain.policy or ACCEPT, POLICY_HANDLE)
+    return Program(block, policy, count, uses_ctstate=compiler.uses_ctstate)
 
 
-def _needed(chain: Chain, *, counted: bool) -> list[tuple[Rule, Predicate | None]]:
-    """Return the rules that can make a difference, each with its predicate."""
-    kept: list[tuple[Rule, Predicate | None]] = []
-    for rule in chain.rules:
-        if rule.target is None and not counted:
-            continue
-        predicate = compile_rule(rule)
-        kept.append((rule, predicate))
-        if predicate is None and rule.target is not None:
-            break                       # nothing gets past this rule
-    while kept and not counted and isinstance(kept[-1][0].target, Return):
-        kept.pop()
-    return kept
+class _Compiler:
+    """Compiles a chain and those it leads to, each once."""
+
+    def __init__(self, table: Table | None, around: Surroundings, *, counted: bool) -> None:
+        self._chains = {} if table is None else {chain.name: chain for chain in table}
+        self._around = around
+        self._counted = counted
+        self._blocks: dict[str, _Block] = {}
+        self.uses_ctstate = False
+
+    def block(self, chain: Chain) -> _Block:
+        """Return the steps of a chain.  Chains that lead in a circle are refused before (validate.py)."""
+        block = self._blocks.get(chain.name)
+        if block is None:
+            block = self._blocks[chain.name] = _Block()
+            block.steps = tuple(
+                _Step(predicate, rule.handle, self._action(rule)) for rule, predicate in self._needed(chain)
+            )
+        return block
+
+    def _needed(self, chain: Chain) -> list[tuple[Rule, Predicate | None]]:
+        """Return the rules that can make a difference, each with its predicate."""
+        kept: list[tuple[Rule, Predicate | None]] = []
+        for rule in chain.rules:
+            if not self._counted and (rule.target is None or isinstance(rule.target, Log)):
+                continue
+            predicate = compile_rule(rule, self._around)
+            kept.append((rule, predicate))
+            if predicate is None and rule.target is not None and not isinstance(rule.target, Jump | Passing):
+                break                       # nothing gets past this rule
+        while kept and not self._counted and isinstance(kept[-1][0].target, Return):
+            kept.pop()
+        matches = [match for rule, _ in kept for match in rule.matches]
+        self.uses_ctstate |= any(isinstance(match, ConntrackState | ConntrackTuple) for match in matches)
+        return kept
+
+    def _action(self, rule: Rule) -> _Action:
+        """Return what a rule does."""
+        match rule.target:
+            case None:
+                return None
+            case Return():
+                return lambda walk: _LEAVE
+            case Jump(name):
+                return self.block(self._chains[name]).walk
+            case Goto(name):
+                go = self.block(self._chains[name]).walk
+                return lambda walk: go(walk) or _LEAVE
+            case Log() | Mark() | Connmark() as target:
+                return _noting(target)
+            case target:
+                return Outcome(target, rule.handle)
 
 
-def _outcome(rule: Rule, policy: Outcome) -> Outcome | None:
-    if rule.target is None:
-        return None
-    return policy if isinstance(rule.target, Return) else Outcome(rule.target, rule.handle)
+def _noting(target: Passing) -> Callable[[_Walk], None]:
+    """Return what notes something and goes on."""
+    note: Callable[[_Walk], None]
+    match target:
+        case Log():
+            def note(walk: _Walk) -> None:
+                walk.logs.append(target)
+        case Mark():
+            def note(walk: _Walk) -> None:
+                _set_mark(walk, target.applied(walk.facts.mark))
+        case Connmark():
+            def note(walk: _Walk) -> None:
+                _connection_mark(walk, target)
+
+    def act(walk: _Walk) -> None:
+        walk.noted = True
+        note(walk)
+
+    return act
+
+
+def _set_mark(walk: _Walk, mark: int) -> None:
+    walk.mark = mark
+    walk.facts = walk.facts._replace(mark=mark)
+
+
+def _connection_mark(walk: _Walk, target: Connmark) -> None:
+    """As xt_CONNMARK does it: what is not under a mask stays."""
+    packet, flow = walk.facts.mark, walk.facts.flow_or_own()
+    if target.mode is ConnmarkMode.RESTORE:
+        _set_mark(walk, (packet & ~target.nf_mask) ^ (flow.mark & target.ct_mask))
+        return
+    value = target.value if target.mode is ConnmarkMode.SET else packet & target.nf_mask
+    walk.connection_mark = (flow.mark & ~target.ct_mask) ^ value
+    walk.facts = walk.facts._replace(flow=flow._replace(mark=walk.connection_mark))
 
 
 def _constant(steps: tuple[_Step, ...], policy: Outcome) -> Outcome | None:
     if not steps:
         return policy
-    predicate, handle, outcome = steps[0]
-    decides = predicate is None and outcome is not None and outcome.handle == handle
-    return outcome if decides else None
+    predicate, _, action = steps[0]
+    return action if predicate is None and isinstance(action, Outcome) else None

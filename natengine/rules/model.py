@@ -1,4 +1,4 @@
-"""Rules as values: tables, chains, rules, matches and targets, all frozen.
+"""Rules as values: tables, chains and rules, all frozen.  Matches are in `matches.py`, targets in `targets.py`.
 
 1. A `RuleSet` is never changed.  Every edit returns another one; whoever holds the old one keeps a
    consistent view, and a command that fails half-way has changed nothing.
@@ -7,33 +7,41 @@
 3. One class per kind of match and target, no dictionaries of options.  A new kind is one class here,
    one entry in `predicates.COMPILERS` (a match), one each in `frontend/extensions.py` and
    `frontend/printers.py`.
-4. Chains come in the order iptables lists them.
+4. Chains come in the order iptables lists them: the built-in ones, then the user's by name.
 
-Limits: built-in chains of `filter` and `nat` only.  What combinations make sense is decided in
-`rules/validate.py`, before a rule gets here.
+What combinations make sense is decided in `rules/validate.py`, before a rule gets here; what the engine
+carries out, in `rules/executable.py`, before a rule set gets there.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 from natengine.errors import RuleApplyError
-from natengine.vocab import CtState, Proto
-from natengine.wire.addr import Prefix
+
+# this module is the door to the other two
+from natengine.rules.matches import *  # noqa: F403
+from natengine.rules.matches import AddressTest, InterfaceTest, Match, ProtocolTest
+from natengine.rules.targets import *  # noqa: F403
+from natengine.rules.targets import ACCEPT, Accept, Goto, Jump, Masquerade, Policy, Snat, Target
 
 NO_CHAIN = "No chain/target/match by that name."
 NO_RULE = "Bad rule (does a matching rule exist in that chain?)."
 INSERT_TOO_BIG = "Index of insertion too big."
 DELETE_TOO_BIG = "Index of deletion too big."
 REPLACE_TOO_BIG = "Index of replacement too big."
+CHAIN_EXISTS = "Chain already exists."
+NEW_NAME_EXISTS = "File exists."
+IN_USE = " CHAIN_DEL failed (Device or resource busy): chain {}"
+EXIT_KERNEL_REFUSES = 4         # what iptables ends with when the kernel says no
 
 ANY_INTERFACE = "+"
 
 
 class TableName(enum.StrEnum):
-    """The tables of iptables.  Only FILTER and NAT hold rules here."""
+    """The tables of iptables.  All but SECURITY hold rules; only those of FILTER and NAT are carried out."""
 
     FILTER = "filter"
     NAT = "nat"
@@ -43,7 +51,7 @@ class TableName(enum.StrEnum):
 
 
 class ChainName(enum.StrEnum):
-    """The built-in chains.  A StrEnum, so that a user-defined name can stand beside it one day."""
+    """The built-in chains.  A StrEnum: user-defined names stand beside it."""
 
     PREROUTING = "PREROUTING"
     INPUT = "INPUT"
@@ -55,144 +63,11 @@ class ChainName(enum.StrEnum):
 BUILT_IN_CHAINS = {
     TableName.FILTER: (ChainName.INPUT, ChainName.FORWARD, ChainName.OUTPUT),
     TableName.NAT: (ChainName.PREROUTING, ChainName.INPUT, ChainName.OUTPUT, ChainName.POSTROUTING),
+    TableName.MANGLE: (ChainName.PREROUTING, ChainName.INPUT, ChainName.FORWARD, ChainName.OUTPUT,
+                       ChainName.POSTROUTING),
+    TableName.RAW: (ChainName.PREROUTING, ChainName.OUTPUT),
 }
-
-
-class PortRange(NamedTuple):
-    """Ports `first`..`last`, both inclusive."""
-
-    first: int
-    last: int
-
-
-# --- what every rule can say about a packet ---------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class AddressTest:
-    """`-s` or `-d`."""
-
-    prefix: Prefix
-    inverted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class InterfaceTest:
-    """`-i` or `-o`.  A pattern that ends in `+` matches every name that begins with the rest."""
-
-    pattern: str
-    inverted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ProtocolTest:
-    """`-p`, by number."""
-
-    number: int
-    inverted: bool = False
-
-
-# --- matches (-m) -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class PortTest:
-    """`--sport` or `--dport`."""
-
-    ports: PortRange
-    inverted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TcpFlags:
-    """`--tcp-flags MASK SET`: of the flags in `mask`, exactly those in `expected` are set."""
-
-    mask: int
-    expected: int
-    inverted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TcpUdpPorts:
-    """`-m tcp` or `-m udp`; `flags` is for TCP only.  Without any field it is written, and matches."""
-
-    proto: Proto
-    sport: PortTest | None = None
-    dport: PortTest | None = None
-    flags: TcpFlags | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class IcmpType:
-    """`-m icmp --icmp-type`; `type` None is `any`.  Codes `first_code`..`last_code` inclusive."""
-
-    type: int | None = None
-    first_code: int = 0
-    last_code: int = 255
-    inverted: bool = False
-
-
-class StateModule(enum.StrEnum):
-    """The two spellings of one match: `-m conntrack --ctstate` and `-m state --state`."""
-
-    CONNTRACK = "conntrack"
-    STATE = "state"
-
-
-@dataclass(frozen=True, slots=True)
-class ConntrackState:
-    """The packet's connection state is one of `states`."""
-
-    states: CtState
-    inverted: bool = False
-    module: StateModule = StateModule.CONNTRACK
-
-
-@dataclass(frozen=True, slots=True)
-class Comment:
-    """`-m comment --comment TEXT`; matches everything."""
-
-    text: str
-
-
-Match = TcpUdpPorts | IcmpType | ConntrackState | Comment
-
-
-# --- targets (-j) -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Masquerade:
-    """Give the flow the outgoing interface's address.
-
-    Attributes:
-        to_ports: Outside ports to choose from; None for the kernel's rule (keep the port if possible).
-        random: `--random`.
-        random_fully: `--random-fully`.
-    """
-
-    to_ports: PortRange | None = None
-    random: bool = False
-    random_fully: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Accept:
-    """End the walk of this table; the packet goes on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """End the walk; the packet is dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Return:
-    """Leave this chain; from a built-in one that means its policy."""
-
-
-Target = Masquerade | Accept | Drop | Return
-Policy = Accept | Drop
+LEFT_ALONE = frozenset({TableName.MANGLE, TableName.RAW})       # kept and listed, not carried out
 
 
 # --- rules, chains, tables, the rule set ------------------------------------------------------------
@@ -217,10 +92,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """An ordered list of rules and what happens when none of them decides."""
+    """An ordered list of rules and what happens when none of them decides.
 
-    name: ChainName
-    policy: Policy = Accept()
+    `policy` None: a user-defined chain, which goes back to where the walk came from.
+    """
+
+    name: str
+    policy: Policy | None = ACCEPT
     rules: tuple[Rule, ...] = ()
 
     def position(self, rule: Rule) -> int | None:
@@ -235,14 +113,29 @@ class Table:
     name: TableName
     chains: tuple[Chain, ...]
 
+    def __iter__(self) -> Iterator[Chain]:
+        return iter(self.chains)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody has ever said anything about this table."""
+        return all(chain.policy == Accept() and not chain.rules for chain in self.chains)
+
+    def references(self, name: str) -> int:
+        """Return how many rules jump or go to a chain."""
+        return sum(
+            isinstance(rule.target, Jump | Goto) and rule.target.chain == name
+            for chain in self.chains for rule in chain.rules
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Uplinks:
-    """The interfaces that MASQUERADE rules in nat POSTROUTING name.
+    """The interfaces that MASQUERADE and SNAT rules of nat POSTROUTING name.
 
     Attributes:
         patterns: Each `-o` pattern once, in rule order.
-        any_interface: Whether some MASQUERADE rule names no interface (no `-o`, `! -o`, or `-o +`).
+        any_interface: Whether some such rule names no interface (no `-o`, `! -o`, or `-o +`).
     """
 
     patterns: tuple[str, ...] = ()
@@ -269,7 +162,7 @@ class RuleSet:
         for candidate in self.tables:
             if candidate.name is table:
                 return candidate
-        raise RuleApplyError(f"table {table} holds no rules in natengine (filter and nat do)")
+        raise RuleApplyError(f"table {table} holds no rules in natengine")
 
     def chain(self, table: TableName, name: str) -> Chain:
         """Return one chain of one table."""
@@ -322,19 +215,55 @@ class RuleSet:
         """Say what happens to packets that no rule of the chain decides."""
         return self._with_chain(table, replace(self.chain(table, name), policy=policy))
 
+    def new_chain(self, table: TableName, name: str) -> RuleSet:
+        """Make an empty user-defined chain."""
+        if any(chain.name == name for chain in self.table(table)):
+            raise RuleApplyError(CHAIN_EXISTS)
+        return self._with_chains(table, (*self.table(table).chains, Chain(name, None)))
+
+    def delete_chain(self, table: TableName, name: str | None = None) -> RuleSet:
+        """Remove a user-defined chain, or all of them; each has to be empty, and no rule may lead to it."""
+        old = self.table(table)
+        gone = [chain for chain in old if chain.policy is None] if name is None else [self.chain(table, name)]
+        for chain in gone:
+            if chain.policy is not None or chain.rules or old.references(chain.name):
+                error = RuleApplyError(IN_USE.format(chain.name))
+                error.exit_status = EXIT_KERNEL_REFUSES
+                raise error
+        return self._with_chains(table, tuple(chain for chain in old if chain not in gone))
+
+    def rename_chain(self, table: TableName, old: str, new: str) -> RuleSet:
+        """Give a user-defined chain, and every jump to it, another name."""
+        if self.chain(table, old).policy is not None:
+            raise RuleApplyError(f"{old} is built in and keeps its name")
+        if any(chain.name == new for chain in self.table(table)):
+            raise RuleApplyError(NEW_NAME_EXISTS)
+        chains = tuple(
+            replace(chain, name=new if chain.name == old else chain.name,
+                    rules=tuple(_renamed(rule, old, new) for rule in chain.rules))
+            for chain in self.table(table)
+        )
+        return self._with_chains(table, chains)
+
     def uplinks(self) -> Uplinks:
-        """Return the out-interfaces of the MASQUERADE rules in nat POSTROUTING."""
+        """Return the out-interfaces of the MASQUERADE and SNAT rules that nat POSTROUTING comes to."""
         patterns: dict[str, None] = {}      # a dict keeps the order and drops repetitions
         any_interface = False
-        for rule in self.chain(TableName.NAT, ChainName.POSTROUTING).rules:
-            if not isinstance(rule.target, Masquerade):
-                continue
-            test = rule.out_iface
+        for test in self._out_interfaces(self.chain(TableName.NAT, ChainName.POSTROUTING), None):
             if test is None or test.inverted or test.pattern == ANY_INTERFACE:
                 any_interface = True
             else:
                 patterns[test.pattern] = None
         return Uplinks(tuple(patterns), any_interface)
+
+    def _out_interfaces(self, chain: Chain, outer: InterfaceTest | None) -> Iterator[InterfaceTest | None]:
+        """Yield the `-o` of each source-translating rule; a chain has that of the rule that jumps to it."""
+        for rule in chain.rules:
+            test = rule.out_iface or outer
+            if isinstance(rule.target, Masquerade | Snat):
+                yield test
+            elif isinstance(rule.target, Jump | Goto):
+                yield from self._out_interfaces(self.chain(TableName.NAT, rule.target.chain), test)
 
     def _require_number(self, table: TableName, name: str, number: int, message: str) -> None:
         if not 1 <= number <= len(self.chain(table, name).rules):
@@ -349,7 +278,19 @@ class RuleSet:
         return replace(edited, next_handle=self.next_handle + len(new))
 
     def _with_chain(self, table: TableName, changed: Chain) -> RuleSet:
+        chains = (changed if chain.name == changed.name else chain for chain in self.table(table))
+        return self._with_chains(table, tuple(chains))
+
+    def _with_chains(self, table: TableName, chains: tuple[Chain, ...]) -> RuleSet:
         old = self.table(table)
-        chains = tuple(changed if chain.name == changed.name else chain for chain in old.chains)
-        new = Table(table, chains)
+        built_in = len(BUILT_IN_CHAINS[table])
+        by_name = sorted(chains[built_in:], key=lambda chain: chain.name.encode())
+        new = Table(table, (*chains[:built_in], *by_name))
         return replace(self, tables=tuple(new if each is old else each for each in self.tables))
+
+
+def _renamed(rule: Rule, old: str, new: str) -> Rule:
+    target = rule.target
+    if not isinstance(target, Jump | Goto) or target.chain != old:
+        return rule
+    return replace(rule, target=replace(target, chain=new))

@@ -13,16 +13,21 @@ from __future__ import annotations
 
 from natengine.errors import RuleApplyError, RuleSyntaxError
 from natengine.rules.model import (
+    EXIT_KERNEL_REFUSES,
+    Chain,
     ChainName,
     Comment,
     Drop,
+    Goto,
     IcmpType,
     InterfaceTest,
+    Jump,
     Masquerade,
     Policy,
     PortRange,
     Rule,
     RuleSet,
+    Table,
     TableName,
     Target,
     TcpUdpPorts,
@@ -32,7 +37,7 @@ from natengine.vocab import Proto
 MAX_INTERFACE_LEN = 15          # IFNAMSIZ 16, less the NUL
 MAX_COMMENT_BYTES = 256         # XT_MAX_COMMENT_LEN
 MAX_PORT = 65535
-EXIT_KERNEL_REFUSES = 4         # what iptables ends with when the kernel says EINVAL
+MAX_CHAIN_DEPTH = 16            # NFT_JUMP_STACK_SIZE; the built-in chain is the first of them
 
 _NO_IN_INTERFACE = (ChainName.OUTPUT, ChainName.POSTROUTING)
 _NO_OUT_INTERFACE = (ChainName.PREROUTING, ChainName.INPUT)
@@ -41,6 +46,7 @@ _NO_OUT_INTERFACE = (ChainName.PREROUTING, ChainName.INPUT)
 def check_ruleset(ruleset: RuleSet) -> None:
     """Check every rule and policy of a rule set that did not come through a rule command."""
     for table in ruleset.tables:
+        check_jumps(table)
         for chain in table.chains:
             check_policy(table.name, chain.policy)
             for rule in chain.rules:
@@ -94,7 +100,40 @@ def check_placement(table: TableName, chain: str, rule: Rule) -> None:
             raise _kernel_refuses(_requires(match.proto))
 
 
-def check_policy(table: TableName, policy: Policy) -> None:
+def check_jumps(table: Table, changed: str | None = None) -> None:
+    """Refuse jumps to chains that are not there, that lead in a circle, or are deeper than the kernel's limit.
+
+    Args:
+        changed: The chain whose rule is to blame; None: the one where the walk finds it.
+    """
+    depths: dict[str, int] = {}         # how many chains a walk may be in, from this one on; 0: being worked out
+    by_name = {chain.name: chain for chain in table}
+
+    def depth(chain: Chain) -> int:
+        if chain.name in depths:
+            return depths[chain.name]
+        depths[chain.name] = 0
+        deepest = 0
+        for rule in chain.rules:
+            if not isinstance(rule.target, Jump | Goto):
+                continue
+            to = by_name.get(rule.target.chain)
+            if to is None or to.policy is not None:
+                raise _kernel_refuses(
+                    f" RULE_APPEND failed (No such file or directory): rule in chain {changed or chain.name}"
+                )
+            below = depth(to)
+            if below == 0 or below >= MAX_CHAIN_DEPTH:
+                raise _kernel_refuses(f" RULE_APPEND failed (Too many links): rule in chain {changed or chain.name}")
+            deepest = max(deepest, below)
+        depths[chain.name] = deepest + 1
+        return deepest + 1
+
+    for chain in table:
+        depth(chain)
+
+
+def check_policy(table: TableName, policy: Policy | None) -> None:
     """Refuse a policy that the table may not have."""
     _check_no_drop(table, policy)
 

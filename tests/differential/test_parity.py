@@ -101,7 +101,8 @@ WRONG_CALLS = [
     *(("translate", packet, 0, 0) for packet in (b"", "", None, memoryview(b""), [])),
     *(("translate", bytearray(40), hook, 0) for hook in (*NO_INTEGERS, *BEYOND)),
     *(("translate", bytearray(40), 0, now_ns) for now_ns in (*NO_INTEGERS, *BEYOND)),
-    ("translate", bytearray(40), 0), ("translate",), ("translate", bytearray(40), 0, 0, 0),
+    ("translate", bytearray(40), 0), ("translate",), ("translate", bytearray(40), 0, 0, 0, 0),
+    *(("translate", bytearray(40), 0, 0, out_ifindex) for out_ifindex in (*NO_INTEGERS, *BEYOND)),
     *(
         ("touch", *((wrong if at == place else 0) for at in range(4)))
         for place in range(4) for wrong in (*NO_INTEGERS, *BEYOND)
@@ -114,8 +115,13 @@ WRONG_CALLS = [
     ("install", tuple(SPEC), 0), ("install", SPEC[:5], 0), ("install", None, 0), ("install", (*SPEC, 1), 0),
     *(("remove", flow_id) for flow_id in (*NO_INTEGERS, *BEYOND)),
     *(("info", flow_id) for flow_id in (*NO_INTEGERS, *BEYOND)),
-    *(("approve", flow_id, 7) for flow_id in (*NO_INTEGERS, *BEYOND)),
-    *(("approve", 0, allow) for allow in (*NO_INTEGERS, *BEYOND)),
+    *(("approve", flow_id, 7, 4) for flow_id in (*NO_INTEGERS, *BEYOND)),
+    *(("approve", 0, allow, 4) for allow in (*NO_INTEGERS, *BEYOND)),
+    *(("approve", 0, 7, uplink) for uplink in (*NO_INTEGERS, *BEYOND)),
+    *(
+        ("find_on", *((wrong if at == place else 0) for at in range(3)))
+        for place in range(3) for wrong in (*NO_INTEGERS, *BEYOND)
+    ),
     *(
         ("find", (*SPEC.leaving[:place], wrong, *SPEC.leaving[place + 1:]))
         for place in range(6) for wrong in (*NO_INTEGERS, *BEYOND)
@@ -147,8 +153,10 @@ WRONG_TRANSITIONS = (b"", bytes(119), bytes([10] * 120), bytes([254] * 120), lis
 WRONG_CONFIGS = [
     *(CONFIG._replace(capacity=value) for value in (0, -1, 2**28 + 1, 2**64, *NO_INTEGERS)),
     *(CONFIG._replace(hash_key=value) for value in WRONG_KEYS),
-    *(CONFIG._replace(udp_timeout_ns=value) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
-    *(CONFIG._replace(icmp_timeout_ns=value) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
+    *(CONFIG._replace(timeouts_ns=(value,) * 256) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
+    *(CONFIG._replace(timeouts_ns=value) for value in ((), (1,) * 255, (1,) * 257, None)),
+    *(CONFIG._replace(tcp_unacknowledged_ns=value) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
+    *(CONFIG._replace(dns_timeout_ns=value) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
     *(CONFIG._replace(tcp_timeouts_ns=value) for value in WRONG_TIMEOUTS),
     *(CONFIG._replace(transitions=value) for value in WRONG_TRANSITIONS),
     *(CONFIG._replace(segment_of_flags=value) for value in (b"", bytes(255), bytes([6] * 256), None)),
@@ -164,7 +172,7 @@ def test_same_errors_for_a_wrong_config(config: Any) -> None:
 
 
 def test_largest_times_and_timeouts() -> None:
-    config = table_config(tcp_timeouts_ns=(2**62,) * 10, udp_timeout_ns=2**62, icmp_timeout_ns=0)
+    config = table_config(tcp_timeouts_ns=(2**62,) * 10, timeouts_ns=(2**62,) * 256)
     infos = []
     for backend in load_both():
         table = backend.FastPath(config)

@@ -47,16 +47,19 @@ class Twins(RuleBasedStateMachine):
     """The steps.  `self.specs` remembers what was ever installed, so that packets meet flows."""
 
     @initialize(
-        capacity=st.integers(1, 6), start_ns=start_times, udp=timeouts, icmp=timeouts,
-        tcp=st.lists(timeouts, min_size=10, max_size=10), key=st.binary(min_size=16, max_size=16),
-        liberal=st.booleans(),
+        capacity=st.integers(1, 6), start_ns=start_times, udp=timeouts, other=timeouts, dns=timeouts,
+        tcp=st.lists(timeouts, min_size=10, max_size=10), unacknowledged=timeouts,
+        key=st.binary(min_size=16, max_size=16), liberal=st.booleans(), inbound_refresh=st.booleans(),
     )
     def start(
-        self, capacity: int, start_ns: int, tcp: list[int], udp: int, icmp: int, key: bytes, liberal: bool
+        self, capacity: int, start_ns: int, tcp: list[int], udp: int, other: int, dns: int, unacknowledged: int,
+        key: bytes, liberal: bool, inbound_refresh: bool,
     ) -> None:
         config = table_config(
-            capacity, tcp_timeouts_ns=tuple(tcp), udp_timeout_ns=udp, icmp_timeout_ns=icmp, hash_key=key,
-            tcp_liberal=liberal,
+            capacity, tcp_timeouts_ns=tuple(tcp),
+            timeouts_ns=tuple(udp if proto == Proto.UDP else other for proto in range(256)), hash_key=key,
+            tcp_liberal=liberal, tcp_unacknowledged_ns=unacknowledged, dns_timeout_ns=dns,
+            udp_inbound_refresh=inbound_refresh,
         )
         self.config = config
         self.memories = [mmap.mmap(-1, capacity * RECORD_BYTES) for _ in range(2)]
@@ -83,11 +86,11 @@ class Twins(RuleBasedStateMachine):
         assert repr(results[0]) == repr(results[1]), "the same values of other types"
         return results[0]
 
-    def translate(self, packet: bytearray, hook: int) -> int:
+    def translate(self, packet: bytearray, hook: int, out_ifindex: int = 0) -> int:
         before = bytes(packet)
         ours, theirs = bytearray(packet), bytearray(packet)
-        path = self.python.translate(ours, hook, self.now_ns)
-        assert path == self.cython.translate(theirs, hook, self.now_ns), before.hex()
+        path = self.python.translate(ours, hook, self.now_ns, out_ifindex)
+        assert path == self.cython.translate(theirs, hook, self.now_ns, out_ifindex), before.hex()
         assert ours == theirs, before.hex()
         if path != Path.TRANSLATED:
             assert ours == before
@@ -101,12 +104,15 @@ class Twins(RuleBasedStateMachine):
     @rule(
         data=st.data(), hook=hooks, flags=tcp_flags, options=options, tcp_options=strange_tcp_options,
         payload=payloads, no_checksum=st.booleans(), sequence=st.sampled_from((0, 1)),
+        out_ifindex=st.sampled_from((0, 4, 4, 5)),
     )
-    def known_packet(self, data: st.DataObject, hook: int, flags: int, payload: bytes, **how: Any) -> None:
+    def known_packet(
+        self, data: st.DataObject, hook: int, flags: int, payload: bytes, out_ifindex: int, **how: Any
+    ) -> None:
         if self.specs:
             spec = data.draw(st.sampled_from(self.specs))
             packet = packet_of(spec, hook, flags=flags, data=payload, **how)
-            self.translate(data.draw(damage(packet)), hook)
+            self.translate(data.draw(damage(packet)), hook, out_ifindex)
 
     @rule(data=st.data(), n_packets=st.integers(1, 8))
     def conversation(self, data: st.DataObject, n_packets: int) -> None:
@@ -140,9 +146,14 @@ class Twins(RuleBasedStateMachine):
         for key in (spec.leaving, spec.arriving):
             self.both("find", key if hook is None else FlowKey(hook, *key[1:]))
 
-    @rule(flow_id=flow_ids, allow=allows)
-    def approve(self, flow_id: int, allow: int) -> None:
-        self.both("approve", flow_id, allow)
+    @rule(flow_id=flow_ids, allow=allows, uplink=st.sampled_from((4, 4, 5)))
+    def approve(self, flow_id: int, allow: int, uplink: int) -> None:
+        self.both("approve", flow_id, allow, uplink)
+
+    @rule(data=st.data(), spec=specs(), first_id=st.integers(0, 8), looks=st.integers(0, 8))
+    def find_on(self, data: st.DataObject, spec: FlowSpec, first_id: int, looks: int) -> None:
+        spec = data.draw(st.sampled_from([*self.specs, spec]))
+        self.both("find_on", spec.outside_ip, first_id, looks)
 
     @rule()
     def invalidate(self) -> None:

@@ -39,8 +39,8 @@ NOBODY = "203.0.113.77"         # an address of inet2's network that no host has
 
 
 @contextlib.contextmanager
-def flows(lab: Lab) -> Iterator[None]:
-    """One flow of each kind, on ports of their own; they are there until the block ends."""
+def flows(lab: Lab) -> Iterator[socket.socket]:
+    """One flow of each kind, on ports of their own, until the block ends; gives the socket that waits for an answer."""
     worker1, worker2 = lab.node("worker1"), lab.node("worker2")
     with contextlib.ExitStack() as stack:
         ping(worker1, ADDRESS["inet2"], "-e", "4001", count=3)
@@ -60,7 +60,7 @@ def flows(lab: Lab) -> Iterator[None]:
         hopeful.connect_ex((NOBODY, 80))
         with contextlib.suppress(CommandFailed):
             ping(worker2, NOBODY, "-e", "4007", wait=1)
-        yield
+        yield hopeful
 
 
 def pattern(line: str) -> str:
@@ -125,7 +125,7 @@ def test_count_delete_flush(lab: Lab, engine: Engine) -> None:
         return engine.run("conntrack", *words, check=check)
 
     assert conntrack("-C").stdout == "0\n"
-    with flows(lab):
+    with flows(lab) as hopeful:
         assert conntrack("-C").stdout == "7\n"
         assert conntrack("-L").stderr.endswith("7 flow entries have been shown.\n")
         assert len(conntrack_lines(engine, "-p", "tcp")) == 3
@@ -138,6 +138,7 @@ def test_count_delete_flush(lab: Lab, engine: Engine) -> None:
         again = conntrack("-D", "-p", "udp", check=False)
         assert (again.returncode, again.stdout) == (1, "")
         assert conntrack("-C").stdout == "5\n"
+        hopeful.close()                         # or its SYN, sent again, begins the flow anew
         assert conntrack("-F").stderr.endswith("connection tracking table has been emptied.\n")
         assert conntrack("-C").stdout == "0\n"
     with connect(lab.node("worker1"), ADDRESS["inet2"], ECHO) as link:

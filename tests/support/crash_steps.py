@@ -66,7 +66,7 @@ def asked_again(*specs: FlowSpec) -> Step:
     def step(table: FastPath) -> None:
         table.invalidate()
         for key in keys:
-            table.approve(table.find(key), 7)
+            table.approve(table.find(key), 7, 5)
 
     return step
 
@@ -80,7 +80,7 @@ def fragment(spec: FlowSpec) -> Step:
 def approve_all(table: FastPath) -> None:
     """Let FORWARD allow everything, as it does after a restart for each flow that a packet comes for."""
     for flow in table.snapshot():
-        table.approve(flow.flow_id, Allow.ALL)
+        table.approve(flow.flow_id, Allow.ALL, 4)
 
 
 STEPS: tuple[Step, ...] = (

@@ -222,11 +222,11 @@ def test_each_bit_of_allow_is_asked_in_its_turn(table: FastPath) -> None:
     table.install(UDP._replace(allow=Allow.NEW), 0)
     assert send(table, UDP, LEAVING)[0] == Path.TRANSLATED
     assert send(table, UDP, ARRIVING)[0] == Path.REFUSED_FORWARD
-    table.approve(0, Allow.REPLY)
+    table.approve(0, Allow.REPLY, 4)
     assert send(table, UDP, LEAVING)[0] == Path.REFUSED_FORWARD      # still new: no reply has passed
     assert send(table, UDP, ARRIVING)[0] == Path.TRANSLATED
     assert send(table, UDP, LEAVING)[0] == Path.REFUSED_FORWARD
-    table.approve(0, Allow.ORIGINAL)
+    table.approve(0, Allow.ORIGINAL, 4)
     assert send(table, UDP, LEAVING)[0] == Path.TRANSLATED
     assert send(table, UDP, ARRIVING)[0] == Path.REFUSED_FORWARD
 
@@ -237,7 +237,7 @@ def test_flow_is_stale_after_a_rule_change_until_it_is_approved(table: FastPath)
     flows = table.snapshot()
     assert send(table, UDP, LEAVING)[0] == Path.STALE
     assert flows == table.snapshot()
-    table.approve(0, Allow.ALL)
+    table.approve(0, Allow.ALL, 4)
     assert send(table, UDP, LEAVING)[0] == Path.TRANSLATED
     assert table.install(PING, 0) == 1                   # new flows are asked about when they begin
     assert send(table, PING, LEAVING)[0] == Path.TRANSLATED
@@ -278,7 +278,7 @@ def test_removed_flow_is_forgotten_by_both_tuples(table: FastPath) -> None:
     with pytest.raises(KeyError):
         table.touch(0, LEAVING, 20, 0)
     with pytest.raises(KeyError):
-        table.approve(0, Allow.ALL)
+        table.approve(0, Allow.ALL, 4)
 
 
 def test_thousands_of_flows_come_and_go(fastpath_backend: ModuleType) -> None:
@@ -392,7 +392,7 @@ def test_flow_that_gets_no_packet_ends_a_second_after_it_began(table: FastPath) 
 
 @pytest.mark.parametrize("epoch_ns", EPOCHS)
 def test_timeout_longer_than_the_wheel(fastpath_backend: ModuleType, epoch_ns: int) -> None:
-    table = fastpath_backend.FastPath(table_config(udp_timeout_ns=30_000 * SECOND_NS))
+    table = fastpath_backend.FastPath(table_config(timeouts=Timeouts(udp_ns=30_000 * SECOND_NS)))
     table.expire(epoch_ns, 0)
     table.install(UDP, epoch_ns)
     send(table, UDP, LEAVING, epoch_ns)

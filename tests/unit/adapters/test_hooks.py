@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from natengine.adapters import hooks
+from natengine.adapters.hook_plan import HookPlan
 from natengine.adapters.hooks import IptablesHooks
 from natengine.errors import HostError
 
@@ -31,6 +32,9 @@ class FakeIptables:
             assert argv[1:] == ["-w", "--noflush"]
             assert input is not None
             return self.restore(input)
+        if argv == ["iptables-save"]:
+            lines = "".join(f":{chain} - [0:0]\n" for _, chain in self.chains)
+            return subprocess.CompletedProcess(argv, 0, f"*raw\n:PREROUTING ACCEPT [0:0]\n{lines}COMMIT\n", "")
         _, wait, _, table, *rest = argv
         assert wait == "-w"
         if rest[0] == "-C":
@@ -82,7 +86,7 @@ FIRST = [
 
 def test_installation(iptables: FakeIptables) -> None:
     """One transaction a table, outbound first; no --queue-bypass: fail closed."""
-    IptablesHooks((7, 7)).sync(("bond0.2", "bond0.3"), False)
+    IptablesHooks((7, 7)).sync(HookPlan(("bond0.2", "bond0.3")))
     assert iptables.transactions == FIRST
     assert "bypass" not in "".join(FIRST)
 
@@ -90,18 +94,18 @@ def test_installation(iptables: FakeIptables) -> None:
 def test_nothing_new_nothing_run(iptables: FakeIptables) -> None:
     """The same uplinks again cost nothing."""
     installed = IptablesHooks((7, 7))
-    installed.sync(("bond0.2",), False)
+    installed.sync(HookPlan(("bond0.2",)))
     iptables.commands.clear()
-    installed.sync(("bond0.2",), False)
+    installed.sync(HookPlan(("bond0.2",)))
     assert iptables.commands == []
 
 
 def test_change(iptables: FakeIptables) -> None:
     """The chains are written anew, in one transaction each; the jumps are there already."""
     installed = IptablesHooks((7, 7))
-    installed.sync(("bond0.2",), False)
+    installed.sync(HookPlan(("bond0.2",)))
     iptables.transactions.clear()
-    installed.sync(("bond0.2", "eth+"), False)
+    installed.sync(HookPlan(("bond0.2", "eth+")))
     assert iptables.transactions == [
         "*mangle\n:natengine-out - [0:0]\n-A natengine-out -o bond0.2 -j NFQUEUE --queue-num 7\n"
         "-A natengine-out -o eth+ -j NFQUEUE --queue-num 7\nCOMMIT\n",
@@ -112,7 +116,7 @@ def test_change(iptables: FakeIptables) -> None:
 
 def test_every_interface(iptables: FakeIptables) -> None:
     """A rule without -o: all but the loopback, in one rule."""
-    IptablesHooks((7, 7)).sync(("bond0.2",), True)
+    IptablesHooks((7, 7)).sync(HookPlan(("bond0.2",), any_interface=True))
     assert "-A natengine-out ! -o lo -j NFQUEUE --queue-num 7\n" in iptables.transactions[0]
     assert "-A natengine-in ! -i lo -j NFQUEUE --queue-num 7\n" in iptables.transactions[1]
     assert "bond0.2" not in "".join(iptables.transactions)
@@ -120,13 +124,13 @@ def test_every_interface(iptables: FakeIptables) -> None:
 
 def test_several_queues(iptables: FakeIptables) -> None:
     """The kernel spreads connections over them."""
-    IptablesHooks((7, 10)).sync(("bond0.2",), False)
+    IptablesHooks((7, 10)).sync(HookPlan(("bond0.2",)))
     assert "-j NFQUEUE --queue-balance 7:10\n" in iptables.transactions[0]
 
 
 def test_no_uplinks_at_the_start(iptables: FakeIptables) -> None:
     """Empty chains: nothing is taken, and what a killed engine left is emptied."""
-    IptablesHooks((7, 7)).sync((), False)
+    IptablesHooks((7, 7)).sync(HookPlan(()))
     assert "NFQUEUE" not in "".join(iptables.transactions)
     assert len(iptables.transactions) == 2
 
@@ -134,7 +138,7 @@ def test_no_uplinks_at_the_start(iptables: FakeIptables) -> None:
 def test_removal(iptables: FakeIptables) -> None:
     """Jumps first, then the chains, in one transaction; inbound first."""
     installed = IptablesHooks((7, 7))
-    installed.sync(("bond0.2",), False)
+    installed.sync(HookPlan(("bond0.2",)))
     iptables.transactions.clear()
     installed.remove()
     assert iptables.transactions == [
@@ -154,10 +158,19 @@ def test_removal_of_half_of_it(iptables: FakeIptables) -> None:
     assert iptables.transactions == ["*raw\n:natengine-in - [0:0]\n-X natengine-in\nCOMMIT\n"]
 
 
+def test_is_installed(iptables: FakeIptables) -> None:
+    """A chain is enough; no table is asked for by name, for that would make it."""
+    hooks = IptablesHooks((7, 7))
+    assert not hooks.is_installed()
+    iptables.chains.add(("raw", "natengine-in"))
+    assert hooks.is_installed()
+    assert iptables.commands == [["iptables-save"]] * 2
+
+
 def test_left_behind_by_a_killed_engine(iptables: FakeIptables) -> None:
     """Taken over: one jump stays one jump."""
     iptables.jumps = {("mangle", "natengine-out"), ("raw", "natengine-in")}
-    IptablesHooks((7, 7)).sync(("bond0.2",), False)
+    IptablesHooks((7, 7)).sync(HookPlan(("bond0.2",)))
     assert "-I" not in "".join(iptables.transactions)
 
 
@@ -166,9 +179,9 @@ def test_refusal(iptables: FakeIptables) -> None:
     installed = IptablesHooks((7, 7))
     iptables.refuse = "iptables-restore: line 3 failed\n  unknown target\n"
     with pytest.raises(HostError, match=r"table mangle: .*line 3 failed unknown target.*modprobe"):
-        installed.sync(("bond0.2",), False)
+        installed.sync(HookPlan(("bond0.2",)))
     iptables.refuse = None
-    installed.sync(("bond0.2",), False)
+    installed.sync(HookPlan(("bond0.2",)))
     assert len(iptables.transactions) == 2
 
 
@@ -186,4 +199,4 @@ def test_programs_that_do_not_work(iptables: FakeIptables, failure: Exception) -
     """A lock that is never given back; a program that went away."""
     iptables.failure = failure
     with pytest.raises(HostError, match="iptables"):
-        IptablesHooks((7, 7)).sync(("bond0.2",), False)
+        IptablesHooks((7, 7)).sync(HookPlan(("bond0.2",)))

@@ -10,6 +10,7 @@ from natengine.flow.records import Allow, FlowSpec
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import Policy, SourceNat, interface_matches, join_uplinks
 from natengine.rules.counters import RuleCounters
+from natengine.rules.evaluate import POLICY_HANDLE
 from natengine.rules.facts import PacketFacts
 from natengine.rules.model import ChainName, Masquerade, PortRange, TableName, Uplinks
 from natengine.vocab import CtState, Proto
@@ -113,6 +114,18 @@ def test_allow_later_counts_nothing() -> None:
     Policy(rules, InterfaceTable(INTERFACES), counters, Uplinks()).allow_later(SPEC)
     handle = rules.chain(TableName.FILTER, ChainName.FORWARD).rules[0].handle
     assert counters.rule(handle) == (0, 0)
+
+
+def test_the_two_chains_that_choose_a_destination() -> None:
+    """PREROUTING for what arrives, OUTPUT for the head's own; each is counted."""
+    rules = ruleset(["-t nat -A PREROUTING -i bond0.2 -j ACCEPT", "-t nat -A OUTPUT -p udp -j ACCEPT"])
+    counters = RuleCounters()
+    asked = Policy(rules, InterfaceTable(INTERFACES), counters, Uplinks())
+    facts = PacketFacts("bond0.2", "", PEER, OUTSIDE, Proto.UDP, length=60)
+    first, second = (rules.chain(TableName.NAT, chain).rules[0].handle for chain in ("PREROUTING", "OUTPUT"))
+    assert (asked.prerouting(facts).handle, asked.output(facts).handle) == (first, second)
+    assert asked.prerouting(facts._replace(in_name="lo")).handle == POLICY_HANDLE
+    assert (counters.rule(first), counters.rule(second)) == ((1, 60), (1, 60))
 
 
 @pytest.mark.parametrize(

@@ -100,14 +100,14 @@ def rules(draw: st.DrawFn, table: TableName = TableName.FILTER, chain: ChainName
 def rulesets(draw: st.DrawFn) -> tuple[RuleSet, RuleCounters]:
     """A rule set, with counters for some of its rules and policies."""
     ruleset, counters = RuleSet(), RuleCounters()
-    for table, chains in BUILT_IN_CHAINS.items():
-        for chain in chains:
-            policies = [Accept(), Drop()] if table is TableName.FILTER else [Accept()]
-            ruleset = ruleset.set_policy(table, chain, draw(st.sampled_from(policies)))
-            counters.set_policy(table, chain, *draw(COUNTS))
-            for rule in draw(st.lists(rules(table, chain), max_size=3)):
-                counters.set_rule(ruleset.next_handle, *draw(COUNTS))
-                ruleset = ruleset.append(table, chain, rule)
+    everywhere = [(table, chain) for table in (TableName.FILTER, TableName.NAT) for chain in BUILT_IN_CHAINS[table]]
+    for table, chain in draw(st.lists(st.sampled_from(everywhere), unique=True, max_size=3)):
+        policies = [Accept(), Drop()] if table is TableName.FILTER else [Accept()]
+        ruleset = ruleset.set_policy(table, chain, draw(st.sampled_from(policies)))
+        counters.set_policy(table, chain, *draw(COUNTS))
+        for rule in draw(st.lists(rules(table, chain), max_size=3)):
+            counters.set_rule(ruleset.next_handle, *draw(COUNTS))
+            ruleset = ruleset.append(table, chain, rule)
     return ruleset, counters
 
 

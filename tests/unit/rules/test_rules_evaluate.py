@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,27 +13,56 @@ from unit.rules.rule_strategies import facts, rules
 
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import POLICY_HANDLE, Outcome, PacketFacts, compile_chain
-from natengine.rules.model import (
-    Accept,
-    Chain,
-    ChainName,
+from natengine.rules.facts import FlowFacts, RuleMemory, Surroundings
+from natengine.rules.matches import (
+    AddressKind,
+    AddressRange,
+    AddressRangeTest,
+    AddressTest,
+    AddressType,
+    AddressTypeTest,
     Comment,
     ConntrackState,
-    Drop,
+    ConntrackTuple,
+    CtDirection,
+    CtStatus,
+    EveryNth,
     IcmpType,
     InterfaceTest,
-    Masquerade,
+    IpRange,
+    Limit,
+    MarkTest,
+    Match,
+    Multiport,
     PortRange,
+    PortSide,
     PortTest,
     ProtocolTest,
-    Return,
-    Rule,
-    RuleSet,
-    TableName,
+    RandomSample,
+    StatusTest,
     TcpFlags,
     TcpUdpPorts,
+    Translated,
+)
+from natengine.rules.model import Chain, ChainName, Rule, RuleSet, Table, TableName
+from natengine.rules.predicates import compile_rule
+from natengine.rules.targets import (
+    Accept,
+    Connmark,
+    ConnmarkMode,
+    Drop,
+    Goto,
+    Jump,
+    Log,
+    Mark,
+    Masquerade,
+    Reject,
+    RejectWith,
+    Return,
+    Target,
 )
 from natengine.vocab import CtState, Proto
+from natengine.wire.addr import Prefix
 
 PACKET = PacketFacts("bond0.def", "bond0.2", 0x0A000001, 0x08080808, Proto.TCP, 5000, 80, tcp_flags=0x02,
                      length=60, ctstate=CtState.NEW)
@@ -147,6 +178,153 @@ SYN_ONLY = TcpUdpPorts(Proto.TCP, flags=TcpFlags(0x17, 0x02))
 def test_single_tests(rule: Rule, packet: PacketFacts, expected: bool) -> None:
     program = compile_chain(Chain(ChainName.FORWARD, rules=(replace(rule, target=Drop()),)))
     assert isinstance(program(packet).target, Drop) is expected
+
+
+# --- from chain to chain ----------------------------------------------------------------------------
+
+
+def filter_table(**chains: list[Rule]) -> Table:
+    """A table with these chains, FORWARD first; its policy is DROP, the rules are numbered as they stand."""
+    numbers = itertools.count(1)
+    return Table(TableName.FILTER, tuple(
+        Chain(name, Drop() if name == "FORWARD" else None,
+              tuple(replace(rule, handle=next(numbers)) for rule in rules))
+        for name, rules in chains.items()
+    ))
+
+
+def walk(packet: PacketFacts = PACKET, **chains: list[Rule]) -> tuple[Outcome, list[int]]:
+    """What the table says about a packet, and the handles that are counted."""
+    table, counted = filter_table(**chains), []
+    program = compile_chain(table.chains[0], lambda handle, length: counted.append(handle), table=table)
+    assert list(program.counted(packet)) == counted or not counted
+    outcome = program(packet)
+    silent = compile_chain(table.chains[0], table=table)(packet)
+    assert (silent.target, silent.handle, silent.mark) == (outcome.target, outcome.handle, outcome.mark)
+    return outcome, counted
+
+
+def to(target: Target, **tests: object) -> Rule:
+    return Rule(target=target, **tests)  # type: ignore[arg-type]
+
+
+OTHER = {"proto": ProtocolTest(Proto.UDP)}      # a test that the packet does not pass
+
+
+@pytest.mark.parametrize(("chains", "target", "counted"), [
+    # a jump comes back at the end of the chain, and at RETURN
+    ({"FORWARD": [to(Jump("a")), to(Accept())], "a": [Rule()]}, Accept(), [1, 3, 2]),
+    ({"FORWARD": [to(Jump("a")), to(Accept())], "a": [to(Return()), to(Drop())]}, Accept(), [1, 3, 2]),
+    ({"FORWARD": [to(Jump("a")), to(Drop())], "a": [to(Drop(), **OTHER), to(Accept())]}, Accept(), [1, 4]),
+    ({"FORWARD": [to(Jump("a"), **OTHER), to(Accept())], "a": [to(Drop())]}, Accept(), [2]),
+    # a goto does not
+    ({"FORWARD": [to(Goto("a")), to(Accept())], "a": []}, Drop(), [1, -1]),
+    ({"FORWARD": [to(Goto("a")), to(Accept())], "a": [to(Return())]}, Drop(), [1, 3, -1]),
+    ({"FORWARD": [to(Jump("a")), to(Accept())], "a": [to(Goto("b")), to(Drop())], "b": [Rule()]},
+     Accept(), [1, 3, 5, 2]),
+    # RETURN in the built-in chain is its policy
+    ({"FORWARD": [to(Return()), to(Accept())]}, Drop(), [1, -1]),
+    # the same chain twice
+    ({"FORWARD": [to(Jump("a")), to(Jump("a"))], "a": [Rule()]}, Drop(), [1, 3, 2, 3, -1]),
+    ({"FORWARD": [to(Reject(RejectWith.TCP_RESET))]}, Reject(RejectWith.TCP_RESET), [1]),
+])
+def test_jumps_and_returns(chains: dict[str, list[Rule]], target: Target, counted: list[int]) -> None:
+    outcome, handles = walk(**chains)
+    assert (outcome.target, handles) == (target, counted)
+
+
+def test_log_ends_nothing_and_is_heard_of() -> None:
+    first, second = Log(prefix="a"), Log(level=7)
+    outcome, counted = walk(FORWARD=[to(first), to(Log(prefix="not me"), **OTHER), to(Jump("a")), to(Accept())],
+                            a=[to(second), to(Return())])
+    assert (outcome.target, outcome.logs, counted) == (Accept(), (first, second), [1, 3, 5, 6, 4])
+
+
+def test_a_mark_is_seen_by_the_rules_after_it() -> None:
+    marked = Rule(matches=(MarkTest(0x12),), target=Accept())
+    outcome, _ = walk(PACKET._replace(mark=0x02), FORWARD=[to(Jump("a")), marked], a=[to(Mark(0x10, 0xF0))])
+    assert (outcome.target, outcome.mark) == (Accept(), 0x12)
+
+
+@pytest.mark.parametrize(("targets", "mark", "connection_mark"), [
+    ([Connmark(ConnmarkMode.SET, 5)], None, 5),
+    ([Connmark(ConnmarkMode.SAVE)], None, 7),
+    ([Connmark(ConnmarkMode.SAVE, ct_mask=1, nf_mask=1)], None, 1),
+    ([Connmark(ConnmarkMode.SET, 0x20), Connmark(ConnmarkMode.RESTORE)], 0x20, 0x20),
+    ([Mark(9), Connmark(ConnmarkMode.SAVE)], 9, 9),
+])
+def test_marks_of_connections(targets: list[Target], mark: int | None, connection_mark: int | None) -> None:
+    outcome, _ = walk(PACKET._replace(mark=7), FORWARD=[to(target) for target in targets])
+    assert (outcome.mark, outcome.connection_mark) == (mark, connection_mark)
+
+
+FLOW = FlowFacts(1, 2, 3, 4, 10, 20, 30, 40, CtStatus.SEEN_REPLY, CtDirection.REPLY, Translated.DNAT, mark=6)
+SECOND_NS = 10**9
+
+
+def matches(match: Match, packet: PacketFacts, memory: RuleMemory | None = None) -> bool:
+    around = Surroundings(lambda address, name: AddressType.LOCAL if address == packet.dst else AddressType.UNICAST,
+                          memory)
+    predicate = compile_rule(Rule(matches=(match,)), around)
+    return predicate is None or predicate(packet)
+
+
+@pytest.mark.parametrize(("match", "expected"), [
+    (Multiport(PortSide.DESTINATION, (PortRange(1, 9), PortRange(80, 80))), True),
+    (Multiport(PortSide.SOURCE, (PortRange(80, 80),)), False),
+    (Multiport(PortSide.EITHER, (PortRange(80, 80),)), True),
+    (Multiport(PortSide.EITHER, (PortRange(80, 80),), inverted=True), False),
+    (MarkTest(0x10, 0xF0), True), (MarkTest(0x10), False), (MarkTest(0x10, inverted=True), True),
+    (MarkTest(6, connection=True), True), (MarkTest(7, connection=True), False),
+    (IpRange(src=AddressRangeTest(AddressRange(0x0A000000, 0x0A000001))), True),
+    (IpRange(dst=AddressRangeTest(AddressRange(0x08080808, 0x08080808), True)), False),
+    (AddressKind(dst=AddressTypeTest(AddressType.LOCAL)), True),
+    (AddressKind(src=AddressTypeTest(AddressType.LOCAL | AddressType.BROADCAST)), False),
+    (AddressKind(dst=AddressTypeTest(AddressType.LOCAL, inverted=True)), False),
+    (ConntrackTuple(orig_src=AddressTest(Prefix(1))), True),
+    (ConntrackTuple(orig_dst=AddressTest(Prefix(2)), repl_src=AddressTest(Prefix(3))), True),
+    (ConntrackTuple(orig_dst=AddressTest(Prefix(2)), repl_dst=AddressTest(Prefix(3))), False),
+    (ConntrackTuple(orig_sport=PortTest(PortRange(10, 10)), repl_dport=PortTest(PortRange(40, 40))), True),
+    (ConntrackTuple(proto=ProtocolTest(17)), False),
+    (ConntrackTuple(direction=CtDirection.REPLY), True), (ConntrackTuple(direction=CtDirection.ORIGINAL), False),
+    (ConntrackTuple(status=StatusTest(CtStatus.SEEN_REPLY | CtStatus.ASSURED)), True),
+    (ConntrackTuple(status=StatusTest(CtStatus(0))), False),
+    (ConntrackState(CtState(0), translated=Translated.DNAT), True),
+    (ConntrackState(CtState.INVALID, translated=Translated.SNAT), False),
+    (ConntrackState(CtState.NEW, True, translated=Translated.SNAT), False),
+])
+def test_matches_that_look_elsewhere(match: Match, expected: bool) -> None:
+    assert matches(match, PACKET._replace(mark=0x12, flow=FLOW)) is expected
+
+
+def test_a_packet_that_begins_a_flow_is_its_own_original() -> None:
+    assert matches(ConntrackTuple(orig_dst=AddressTest(Prefix(PACKET.dst)), repl_src=AddressTest(Prefix(PACKET.dst)),
+                                  orig_dport=PortTest(PortRange(80, 80))), PACKET)
+
+
+def test_ports_of_a_later_fragment_are_in_no_list() -> None:
+    assert not matches(Multiport(PortSide.EITHER, (PortRange(0, 65535),), inverted=True), FRAGMENT)
+
+
+def test_a_limit_lets_a_burst_and_then_its_rate_pass() -> None:
+    memory = RuleMemory(random.Random(1))
+    limit = Limit(interval=10_000, burst=3)             # one a second
+    times = [0, 0, 0, 0, 0.9, 1.0, 1.5, 2.0, 100, 100, 100, 100]
+    passed = [matches(limit, PACKET._replace(now_ns=int(at * SECOND_NS)), memory) for at in times]
+    assert passed == [True, True, True, False, False, True, False, True, True, True, True, False]
+
+
+def test_chance_and_turns() -> None:
+    memory = RuleMemory(random.Random(1))
+    assert [matches(EveryNth(3, 1), PACKET, memory) for _ in range(6)] == [False, True, False] * 2
+    memory = RuleMemory(random.Random(1))
+    assert [matches(EveryNth(2, inverted=True), PACKET, memory) for _ in range(4)] == [False, True] * 2
+    hits = sum(matches(RandomSample(1 << 29), PACKET, memory) for _ in range(1000))
+    assert 200 < hits < 300                             # a quarter, with these dice
+    assert not any(matches(RandomSample(0), PACKET, memory) for _ in range(100))
+
+
+# --- what a caller may skip -------------------------------------------------------------------------
 
 
 def chain_of(*rules: Rule) -> Chain:

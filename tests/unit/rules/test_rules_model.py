@@ -12,11 +12,14 @@ from natengine.rules.model import (
     Accept,
     ChainName,
     Drop,
+    Goto,
     InterfaceTest,
+    Jump,
     Masquerade,
     Return,
     Rule,
     RuleSet,
+    Snat,
     TableName,
     Uplinks,
 )
@@ -36,7 +39,10 @@ def forward(*rules: Rule) -> RuleSet:
 
 def test_built_in_chains_come_as_iptables_lists_them() -> None:
     chains = {table.name: " ".join(chain.name for chain in table.chains) for table in RuleSet().tables}
-    assert chains == {FILTER: "INPUT FORWARD OUTPUT", NAT: "PREROUTING INPUT OUTPUT POSTROUTING"}
+    assert chains == {
+        FILTER: "INPUT FORWARD OUTPUT", NAT: "PREROUTING INPUT OUTPUT POSTROUTING",
+        TableName.MANGLE: "PREROUTING INPUT FORWARD OUTPUT POSTROUTING", TableName.RAW: "PREROUTING OUTPUT",
+    }
     assert all(chain.policy == Accept() for table in RuleSet().tables for chain in table.chains)
 
 
@@ -64,8 +70,8 @@ def test_edits(edited: RuleSet, expected: tuple[Rule, ...]) -> None:
     (lambda rules: rules.check(FILTER, FORWARD, C), NOT_THERE),
     (lambda rules: rules.append(FILTER, "INTPUT", A), "No chain/target/match by that name."),
     (lambda rules: rules.append(NAT, FORWARD, A), "No chain/target/match by that name."),
-    (lambda rules: rules.flush(TableName.MANGLE),
-     "table mangle holds no rules in natengine (filter and nat do)"),
+    (lambda rules: rules.flush(TableName.SECURITY),
+     "table security holds no rules in natengine"),
 ])
 def test_refused_edits(edit: object, message: str) -> None:
     with pytest.raises(RuleApplyError) as caught:
@@ -115,6 +121,65 @@ def test_uplinks(tests: tuple[InterfaceTest | None, ...], expected: Uplinks) -> 
 def test_a_rule_that_does_not_masquerade_names_no_uplink() -> None:
     rule = Rule(out_iface=InterfaceTest("bond0.2"), target=Accept())
     assert RuleSet().append(NAT, POSTROUTING, rule).uplinks() == Uplinks()
+
+
+def test_uplinks_of_a_chain_are_those_of_the_jump_to_it() -> None:
+    ruleset = RuleSet().new_chain(NAT, "out")
+    ruleset = ruleset.append(NAT, "out", Rule(target=Masquerade()))
+    assert ruleset.uplinks() == Uplinks()               # nobody comes there
+    ruleset = ruleset.append(NAT, POSTROUTING, Rule(out_iface=InterfaceTest("bond0.2"), target=Jump("out")))
+    ruleset = ruleset.append(NAT, POSTROUTING, Rule(out_iface=InterfaceTest("bond0.3"), target=Snat()))
+    assert ruleset.uplinks() == Uplinks(("bond0.2", "bond0.3"))
+
+
+# --- user-defined chains ----------------------------------------------------------------------------
+
+
+def with_chains(*names: str) -> RuleSet:
+    ruleset = RuleSet()
+    for name in names:
+        ruleset = ruleset.new_chain(FILTER, name)
+    return ruleset
+
+
+def names(ruleset: RuleSet) -> list[str]:
+    return [chain.name for chain in ruleset.table(FILTER) if chain.policy is None]
+
+
+def test_user_chains_follow_the_built_in_ones_by_name() -> None:
+    ruleset = with_chains("b", "Z", "a")
+    assert [chain.name for chain in ruleset.table(FILTER)] == ["INPUT", "FORWARD", "OUTPUT", "Z", "a", "b"]
+    assert names(ruleset.delete_chain(FILTER, "a")) == ["Z", "b"]
+    assert names(ruleset.delete_chain(FILTER)) == []
+
+
+def test_a_renamed_chain_takes_its_jumps_along() -> None:
+    ruleset = with_chains("a").append(FILTER, FORWARD, Rule(target=Jump("a"))).append(FILTER, FORWARD, Rule(
+        target=Goto("a")))
+    handles = [rule.handle for rule in ruleset.chain(FILTER, FORWARD).rules]
+    renamed = ruleset.rename_chain(FILTER, "a", "b").chain(FILTER, FORWARD).rules
+    assert [rule.target for rule in renamed] == [Jump("b"), Goto("b")]
+    assert [rule.handle for rule in renamed] == handles
+
+
+BUSY = " CHAIN_DEL failed (Device or resource busy): chain {}"
+
+
+@pytest.mark.parametrize(("edit", "message", "status"), [
+    (lambda rules: rules.new_chain(FILTER, "a"), "Chain already exists.", 1),
+    (lambda rules: rules.new_chain(FILTER, FORWARD), "Chain already exists.", 1),
+    (lambda rules: rules.rename_chain(FILTER, "a", "b"), "File exists.", 1),
+    (lambda rules: rules.rename_chain(FILTER, "c", "d"), "No chain/target/match by that name.", 1),
+    (lambda rules: rules.rename_chain(FILTER, FORWARD, "d"), "FORWARD is built in and keeps its name", 1),
+    (lambda rules: rules.delete_chain(FILTER, "c"), "No chain/target/match by that name.", 1),
+    (lambda rules: rules.delete_chain(FILTER, FORWARD), BUSY.format("FORWARD"), 4),
+    (lambda rules: rules.append(FILTER, "a", A).delete_chain(FILTER, "a"), BUSY.format("a"), 4),
+    (lambda rules: rules.append(FILTER, FORWARD, Rule(target=Goto("b"))).delete_chain(FILTER), BUSY.format("b"), 4),
+])
+def test_refused_edits_of_chains(edit: object, message: str, status: int) -> None:
+    with pytest.raises(RuleApplyError) as caught:
+        edit(with_chains("a", "b"))  # type: ignore[operator]
+    assert (str(caught.value), caught.value.exit_status) == (message, status)
 
 
 # --- counters ---------------------------------------------------------------------------------------

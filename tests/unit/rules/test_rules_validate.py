@@ -6,26 +6,30 @@ import pytest
 from hypothesis import given
 from unit.rules.rule_strategies import rulesets
 
-from natengine.errors import ConfigError
+from natengine.errors import ConfigError, RuleApplyError
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import (
+    Accept,
     AddressTest,
+    Chain,
     ChainName,
     Comment,
     Drop,
     IcmpType,
     InterfaceTest,
+    Jump,
     Masquerade,
     PortRange,
     PortTest,
     ProtocolTest,
     Rule,
     RuleSet,
+    Table,
     TableName,
     TcpFlags,
     TcpUdpPorts,
 )
-from natengine.rules.validate import check_rule, check_ruleset
+from natengine.rules.validate import check_jumps, check_rule, check_ruleset
 from natengine.vocab import Proto
 from natengine.wire.addr import Prefix
 
@@ -95,3 +99,35 @@ def test_a_rule_set_from_elsewhere_is_checked_too() -> None:
                 RuleSet().set_policy(NAT, ChainName.OUTPUT, Drop())):
         with pytest.raises(ConfigError):
             check_ruleset(bad)
+
+
+def chains(**jumps: str) -> Table:
+    """A table in which each of these chains has one rule, which jumps to that chain."""
+    rules = {name: (Rule(target=Jump(to)),) if to else () for name, to in jumps.items()}
+    return Table(TableName.FILTER, tuple(
+        Chain(name, Accept() if name == "FORWARD" else None, each) for name, each in rules.items()
+    ))
+
+
+def ladder(length: int) -> Table:
+    steps = {f"c{n}": f"c{n - 1}" if n else "" for n in range(length)}
+    return chains(FORWARD=f"c{length - 1}", **steps)
+
+
+@pytest.mark.parametrize("table", [chains(FORWARD="a", a="b", b=""), chains(FORWARD="", a="b", b=""), ladder(15)])
+def test_jumps_that_come_to_an_end(table: Table) -> None:
+    check_jumps(table)
+
+
+@pytest.mark.parametrize(("table", "message"), [
+    (chains(FORWARD="", a="a"), " RULE_APPEND failed (Too many links): rule in chain a"),
+    (chains(FORWARD="a", a="b", b="a"), " RULE_APPEND failed (Too many links): rule in chain b"),
+    (ladder(16), " RULE_APPEND failed (Too many links): rule in chain FORWARD"),
+    (chains(FORWARD="x"), " RULE_APPEND failed (No such file or directory): rule in chain FORWARD"),
+    (chains(FORWARD="", a="FORWARD"), " RULE_APPEND failed (No such file or directory): rule in chain a"),
+])
+def test_jumps_that_do_not(table: Table, message: str) -> None:
+    """The kernel's limit is 16 chains within each other (measured with iptables 1.8.9)."""
+    with pytest.raises(RuleApplyError) as caught:
+        check_jumps(table)
+    assert (str(caught.value), caught.value.exit_status) == (message, 4)

@@ -1,0 +1,71 @@
+"""Which packets the kernel is to hand over, as values; the back ends put them into its words.
+
+    ARRIVING     raw    PREROUTING     before conntrack and routing
+    LEAVING      mangle POSTROUTING    after routing
+
+A back end (`hooks.py` for xtables, `hooks_nft.py`) renders the rules of a plan into chains of our own.  No rule
+lets a packet pass when nobody listens on the queue (fail closed).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple, Protocol
+
+
+class Place(enum.Enum):
+    """A hook in the kernel's packet path, in the order of installation.
+
+    Outbound first, so that nothing can leave before it is looked at.
+    """
+
+    LEAVING = enum.auto()
+    ARRIVING = enum.auto()
+
+
+class Action(enum.Enum):
+    """What becomes of a packet that a rule matches."""
+
+    QUEUE = enum.auto()
+    DROP = enum.auto()
+
+
+class HookRule(NamedTuple):
+    """One rule: a packet that has all of this is taken."""
+
+    place: Place
+    interface: str = ""                     # arriving on, or leaving over; a trailing `+` is iptables' wildcard
+    except_interface: str = ""              # any interface but this
+    action: Action = Action.QUEUE
+
+
+class HookPlan(NamedTuple):
+    """What the gateway wants to see."""
+
+    uplinks: tuple[str, ...] = ()           # interface names or patterns
+    any_interface: bool = False             # every interface but the loopback, whatever `uplinks` says
+
+    def rules(self, place: Place) -> list[HookRule]:
+        """Return the rules of one place, in order."""
+        if self.any_interface:
+            return [HookRule(place, except_interface="lo")]
+        return [HookRule(place, uplink) for uplink in self.uplinks]
+
+
+class Hooks(Protocol):
+    """A back end: installs, changes and removes the hooks of one engine in the current network namespace."""
+
+    name: str
+
+    def sync(self, plan: HookPlan) -> None:
+        """Take exactly what this plan says from now on.
+
+        Raises:
+            HostError: The kernel or its program refuses; then what was installed before is still there.
+        """
+
+    def remove(self) -> None:
+        """Take out what is ours; what is not there is no error."""
+
+    def is_installed(self) -> bool:
+        """Whether anything of ours is there, perhaps left behind by a killed engine."""

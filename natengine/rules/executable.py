@@ -1,0 +1,108 @@
+"""What the engine carries out of all that the language can say.
+
+Everything else is refused before it comes into force, with what to write instead; nothing is taken and
+then ignored.  The chains that no packet of the engine's passes (filter INPUT and OUTPUT, nat INPUT, the
+tables mangle and raw) may say anything: they are kept and listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from natengine.errors import RuleApplyError
+from natengine.rules.matches import ConntrackTuple, EveryNth, Limit, MacSource, Match, RandomSample
+from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, Table, TableName
+from natengine.rules.targets import (
+    Accept,
+    Connmark,
+    Drop,
+    Goto,
+    Jump,
+    Log,
+    Mark,
+    Masquerade,
+    Reject,
+    Return,
+    Snat,
+    Target,
+)
+
+_GOES_ON = (Accept, Return, Jump, Goto, Log, Mark, Connmark)
+
+# The targets that the engine carries out, by the chain that a packet of its comes to.  To make another one
+# work is to write the code for it and then its name here.
+CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = MappingProxyType({
+    (TableName.FILTER, ChainName.FORWARD): (*_GOES_ON, Drop),
+    (TableName.NAT, ChainName.PREROUTING): _GOES_ON,
+    (TableName.NAT, ChainName.OUTPUT): _GOES_ON,
+    (TableName.NAT, ChainName.POSTROUTING): (*_GOES_ON, Masquerade),
+})
+
+_INSTEAD: dict[type[Target], str] = {
+    Snat: "MASQUERADE, which takes the interface's first address",
+    Reject: "DROP",
+}
+_DECIDES = (Drop, Reject)
+
+
+def reachable(table: Table, chain: str) -> Iterator[Rule]:
+    """Yield every rule that a packet in this chain may come to, in the chains that it leads to as well."""
+    by_name = {each.name: each for each in table}
+    names = [chain]
+    for name in names:                  # grows as it goes
+        for rule in by_name[name].rules:
+            yield rule
+            if isinstance(rule.target, Jump | Goto) and rule.target.chain not in names:
+                names.append(rule.target.chain)
+
+
+def check_executable(ruleset: RuleSet) -> None:
+    """Refuse a rule set that says what the engine would not do.
+
+    Raises:
+        RuleApplyError: With the rule's target or match, and what to write instead.
+    """
+    for (table, chain), targets in CARRIED_OUT.items():
+        for rule in reachable(ruleset.table(table), chain):
+            _check_rule(rule, targets, f"{table} {chain}")
+    for name in LEFT_ALONE:
+        for each in ruleset.table(name):
+            if isinstance(each.policy, Drop) or any(isinstance(rule.target, _DECIDES) for rule in each.rules):
+                raise RuleApplyError(
+                    f"natengine leaves table {name} alone, and a packet that chain {each.name} drops would pass: "
+                    "write that in table filter, chain FORWARD, instead"
+                )
+
+
+def _check_rule(rule: Rule, targets: tuple[type[Target], ...], where: str) -> None:
+    target = rule.target
+    if target is not None and not isinstance(target, targets):
+        instead = _INSTEAD.get(type(target))
+        raise RuleApplyError(
+            f"natengine does not carry out {type(target).__name__.upper()} in {where}"
+            + (f": write {instead}, instead" if instead else " yet")
+        )
+    for match in rule.matches:
+        why = _why_not(match, decides=where.startswith(TableName.FILTER) and _matters(target))
+        if why is not None:
+            raise RuleApplyError(why)
+
+
+def _matters(target: Target | None) -> bool:
+    """Whether what becomes of the packet hangs on this rule."""
+    return target is not None and not isinstance(target, Log)
+
+
+def _why_not(match: Match, *, decides: bool) -> str | None:
+    """Return why a match cannot be had, or None."""
+    if isinstance(match, MacSource):
+        return "natengine is not told MAC addresses: write -s with the host's address, or -i, instead"
+    if isinstance(match, ConntrackTuple) and match.expire is not None:
+        return "natengine does not look at --ctexpire: leave it out"
+    if decides and isinstance(match, Limit | RandomSample | EveryNth):
+        return (
+            "natengine asks FORWARD once a flow, not once a packet: limit and statistic work there with LOG, "
+            "or without a target; write other tests before what decides"
+        )
+    return None

@@ -1,0 +1,59 @@
+"""What the engine would not do is refused before it comes into force."""
+
+from __future__ import annotations
+
+import pytest
+
+from natengine.errors import RuleApplyError
+from natengine.rules.executable import check_executable, reachable
+from natengine.rules.matches import ConntrackTuple, Limit, MacSource, SecondsRange
+from natengine.rules.model import Rule, RuleSet, TableName
+from natengine.rules.targets import Accept, Drop, Goto, Jump, Log, Masquerade, Netmap
+from natengine.wire.addr import Prefix
+
+FILTER, NAT, MANGLE = TableName.FILTER, TableName.NAT, TableName.MANGLE
+LIMITED = (Limit(),)
+
+
+def with_rule(table: TableName, chain: str, rule: Rule) -> RuleSet:
+    return RuleSet().append(table, chain, rule)
+
+
+@pytest.mark.parametrize("ruleset", [
+    RuleSet(),
+    with_rule(FILTER, "FORWARD", Rule(target=Drop())),
+    with_rule(FILTER, "FORWARD", Rule(matches=LIMITED, target=Log())),
+    with_rule(NAT, "POSTROUTING", Rule(target=Masquerade())),
+    with_rule(FILTER, "INPUT", Rule(matches=(MacSource(bytes(6)), *LIMITED), target=Drop())),     # nobody comes there
+    with_rule(MANGLE, "FORWARD", Rule(target=Accept())),
+    RuleSet().new_chain(NAT, "a").append(NAT, "a", Rule(target=Netmap(Prefix(0, 0)))),
+])
+def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
+    check_executable(ruleset)
+
+
+@pytest.mark.parametrize(("ruleset", "message"), [
+    (with_rule(NAT, "PREROUTING", Rule(target=Netmap(Prefix(0)))),
+     "natengine does not carry out NETMAP in nat PREROUTING"),
+    (with_rule(FILTER, "FORWARD", Rule(matches=LIMITED, target=Accept())), "asks FORWARD once a flow"),
+    (with_rule(FILTER, "FORWARD", Rule(matches=(MacSource(bytes(6)),))), "is not told MAC addresses: write -s"),
+    (with_rule(FILTER, "FORWARD", Rule(matches=(ConntrackTuple(expire=SecondsRange(1, 2)),))), "--ctexpire"),
+    (with_rule(MANGLE, "FORWARD", Rule(target=Drop())), "leaves table mangle alone"),
+    (RuleSet().set_policy(TableName.RAW, "OUTPUT", Drop()), "leaves table raw alone"),
+    (RuleSet().new_chain(NAT, "a").append(NAT, "a", Rule(target=Netmap(Prefix(0))))
+     .append(NAT, "POSTROUTING", Rule(target=Goto("a"))), "does not carry out NETMAP in nat POSTROUTING"),
+])
+def test_what_is_not(ruleset: RuleSet, message: str) -> None:
+    with pytest.raises(RuleApplyError, match=message):
+        check_executable(ruleset)
+
+
+def test_reachable_goes_along_every_jump_once() -> None:
+    ruleset = RuleSet().new_chain(FILTER, "a").new_chain(FILTER, "b").new_chain(FILTER, "c")
+    for chain, target in (("FORWARD", Jump("a")), ("FORWARD", Goto("b")), ("a", Jump("b")), ("b", Accept()),
+                          ("c", Drop())):
+        ruleset = ruleset.append(FILTER, chain, Rule(target=target))
+    found = [rule.target for rule in reachable(ruleset.table(FILTER), "FORWARD")]
+    assert found == [Jump("a"), Goto("b"), Jump("b"), Accept()]
+
+
