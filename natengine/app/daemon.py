@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
 def _serve(config: GatewayConfig, text: str | None, source: str, signals: StopSignals) -> None:
     gateway = Gateway(config, text, source)
     try:
+        if gateway.state is not None and gateway.state.note:
+            print(f"natengine: {gateway.state.note}", file=sys.stderr, flush=True)
         control = ControlServer(gateway, config.run_dir)
         try:
             control.start()

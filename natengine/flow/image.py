@@ -33,6 +33,7 @@ from natengine.flow.tcp_window import UNHEARD_SIDES, Side, unhear
 from natengine.vocab import Proto
 from natengine.wire.tcp import NO_SCALE
 
+LAYOUT = 1                          # to be counted up when the meaning of a byte changes
 RECORD_BYTES = 128
 VOLATILE_AT = 108                   # from here on nothing is read by whoever takes the records over
 
