@@ -33,6 +33,7 @@ usage: natengine [--run-dir DIR] COMMAND …
   restore    replace the rules by a file's
   status     interfaces, flows, counters        (--json)
   state      check a state file               (natengine state check)
+  hooks      open what a stopped engine closed (natengine hooks remove)
   conntrack  the connection table, in conntrack's language
 
 `natengine COMMAND --help` says more about each.
@@ -113,6 +114,7 @@ def _run(words: list[str], run_dir: Path) -> int:
             hooks=options.hooks and HookBackEnd(options.hooks),
         ),
         None if options.state == NO_STATE else options.state or run_dir / FILE_NAME,
+        guard=options.guard,
     )
     return daemon.run(config, rules, signals)
 
@@ -148,6 +150,10 @@ def _run_parser() -> _Parser:
     parser.add_argument(
         "--state", type=Path, metavar="FILE",
         help="where the flows are kept, to outlive the engine (flows.state in the run directory); none: nowhere",
+    )
+    parser.add_argument(
+        "--guard", action="store_true",
+        help="leave the uplinks closed to forwarded packets when it stops (natengine hooks remove opens them)",
     )
     parser.add_argument(
         "--max-flows", type=_number(1, 1 << 24), metavar="N",
@@ -230,6 +236,18 @@ def _state(words: list[str], run_dir: Path) -> int:
     return 0
 
 
+def _hooks(words: list[str], run_dir: Path) -> int:
+    from natengine.app import daemon
+
+    parser = _Parser(
+        "natengine hooks", description="Take out what a stopped or killed engine has left in the kernel."
+    )
+    parser.add_argument("action", choices=["remove"])
+    parser.parse_args(words)
+    daemon.remove_hooks(run_dir)
+    return 0
+
+
 def _conntrack(words: list[str], run_dir: Path) -> int:
     from natengine.app.client import ask
 
@@ -246,5 +264,6 @@ COMMANDS: dict[str, Callable[[list[str], Path], int]] = {
     "restore": _restore,
     "status": _status,
     "state": _state,
+    "hooks": _hooks,
     "conntrack": _conntrack,
 }

@@ -59,6 +59,7 @@ class GatewayConfig:
     fastpath: str = "auto"
     settings: Settings = field(default_factory=Settings)
     state: Path | None = None           # the state file; None for none
+    guard: bool = False                 # whether the uplinks stay closed when it stops
 
 
 def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
@@ -112,7 +113,7 @@ class Gateway:
             self._sender = self._keep(RawSender(), RawSender.close)
             self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
             self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
-            self._undo.append(self.hooks.remove)
+            self._undo.append(self._unhook)
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
             if self.engine.uplinks == Uplinks():
                 # Whoever was killed here may have left forwarding on, and hooks that are about to go.
@@ -128,6 +129,14 @@ class Gateway:
             except HostError as leftover:
                 raise HostError(f"{error}; besides: {leftover}") from error
             raise
+
+    def _unhook(self) -> None:
+        """Take the hooks out; or leave a guard, so that a gateway that has stopped is closed."""
+        uplinks = self.engine.uplinks
+        if self.config.guard and uplinks != Uplinks():
+            self.hooks.sync(HookPlan(uplinks.patterns, uplinks.any_interface, guard=True))
+        else:
+            self.hooks.remove()
 
     def _keep(self, thing: T, undo: Callable[[T], None]) -> T:
         self._undo.append(lambda: undo(thing))

@@ -141,6 +141,17 @@ def restart(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
 
 
 @pytest.fixture
+def engine(new_engine: NewEngine, owners_rules: Path) -> Iterator[Engine]:
+    """An engine that leaves a guard behind, which goes with the test."""
+    engine = new_engine("--rules", owners_rules, "--guard")
+    try:
+        yield engine
+    finally:
+        engine.stop()
+        engine.run("hooks", "remove")
+
+
+@pytest.fixture
 def connections(lab: Lab, engine: Engine) -> Iterator[list[socket.socket]]:
     """Connections of both workers through both uplinks."""
     ways = [(worker, host) for worker in ("worker1", "worker2") for host in UPLINK]
