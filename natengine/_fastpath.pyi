@@ -2,8 +2,9 @@
 
 from typing import Final, final
 
-from natengine._fastpath_py import TableConfig as TableConfig
+from natengine.flow.image import Memory
 from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
+from natengine.flow.table_config import TableConfig as TableConfig
 from natengine.wire.ipv4 import Ipv4Fields, Transport
 
 __all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
@@ -18,7 +19,7 @@ TICK_NS: Final[int]
 def complete_checksum(packet: bytearray) -> None: ...
 @final
 class FastPath:
-    def __new__(cls, config: TableConfig) -> FastPath: ...
+    def __new__(cls, config: TableConfig, memory: Memory | None = None, now_ns: int = 0) -> FastPath: ...
     def read(self, packet: bytearray) -> tuple[Ipv4Fields, Transport]: ...
     def translate(self, packet: bytearray, hook: int, now_ns: int, out_ifindex: int = 0) -> int: ...
     def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None: ...

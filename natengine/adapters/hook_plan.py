@@ -3,6 +3,9 @@
     ARRIVING     raw    PREROUTING     before conntrack and routing
     LEAVING      mangle POSTROUTING    after routing
 
+The guard of a gateway that has stopped: what is not the head's own neither leaves nor arrives, and the head does
+not tell anybody that the workers' connections are gone, so that the next engine can go on with them.
+
 A back end (`hooks.py` for xtables, `hooks_nft.py`) renders the rules of a plan into chains of our own.  No rule
 lets a packet pass when nobody listens on the queue (fail closed).
 """
@@ -30,13 +33,29 @@ class Action(enum.Enum):
     DROP = enum.auto()
 
 
+class Only(enum.Enum):
+    """What else a packet must be."""
+
+    ANYTHING = enum.auto()
+    FOREIGN = enum.auto()           # its source (leaving) or destination (arriving) is another host's
+    TCP_RESET = enum.auto()
+    UNREACHABLE = enum.auto()       # ICMP destination unreachable
+
+
 class HookRule(NamedTuple):
     """One rule: a packet that has all of this is taken."""
 
     place: Place
     interface: str = ""                     # arriving on, or leaving over; a trailing `+` is iptables' wildcard
     except_interface: str = ""              # any interface but this
+    only: Only = Only.ANYTHING
     action: Action = Action.QUEUE
+
+
+GUARDED = {
+    Place.LEAVING: (Only.FOREIGN, Only.TCP_RESET, Only.UNREACHABLE),
+    Place.ARRIVING: (Only.FOREIGN,),
+}
 
 
 class HookPlan(NamedTuple):
@@ -44,12 +63,17 @@ class HookPlan(NamedTuple):
 
     uplinks: tuple[str, ...] = ()           # interface names or patterns
     any_interface: bool = False             # every interface but the loopback, whatever `uplinks` says
+    guard: bool = False                     # nobody listens: drop there what is not the head's own
 
     def rules(self, place: Place) -> list[HookRule]:
         """Return the rules of one place, in order."""
         if self.any_interface:
-            return [HookRule(place, except_interface="lo")]
-        return [HookRule(place, uplink) for uplink in self.uplinks]
+            rules = [HookRule(place, except_interface="lo")]
+        else:
+            rules = [HookRule(place, uplink) for uplink in self.uplinks]
+        if self.guard:
+            return [rule._replace(only=only, action=Action.DROP) for rule in rules for only in GUARDED[place]]
+        return rules
 
 
 class Hooks(Protocol):

@@ -15,7 +15,7 @@ import subprocess
 from typing import NamedTuple
 
 from natengine.adapters import programs
-from natengine.adapters.hook_plan import Action, HookPlan, HookRule, Place
+from natengine.adapters.hook_plan import Action, HookPlan, HookRule, Only, Place
 from natengine.errors import HostError
 
 
@@ -35,6 +35,14 @@ class Chain(NamedTuple):
 CHAINS = {
     Place.LEAVING: Chain("mangle", "POSTROUTING", "natengine-out", "-o"),
     Place.ARRIVING: Chain("raw", "PREROUTING", "natengine-in", "-i"),
+}
+
+
+ONLY = {
+    (Place.LEAVING, Only.FOREIGN): "-m addrtype --src-type UNICAST",
+    (Place.ARRIVING, Only.FOREIGN): "-m addrtype --dst-type UNICAST",
+    (Place.LEAVING, Only.TCP_RESET): "-p tcp --tcp-flags RST RST",
+    (Place.LEAVING, Only.UNREACHABLE): "-p icmp --icmp-type destination-unreachable",
 }
 
 
@@ -67,7 +75,11 @@ class IptablesHooks:
         """
         if plan == self._installed:
             return
-        for place, chain in CHAINS.items():
+        places = list(CHAINS.items())
+        if self._installed is None and self._has_jump(CHAINS[Place.LEAVING]):
+            # A guard: it holds the head's answers to what arrives until that is looked at, so it goes last.
+            places.reverse()
+        for place, chain in places:
             rules = [f"-A {chain.name} {self._text(chain, rule)}" for rule in plan.rules(place)]
             jump = [] if self._has_jump(chain) else [f"-I {chain.jump}"]
             self._restore(chain.table, [f":{chain.name} - [0:0]", *rules, *jump])
@@ -92,6 +104,8 @@ class IptablesHooks:
             words.append(f"{chain.option} {rule.interface}")
         if rule.except_interface:
             words.append(f"! {chain.option} {rule.except_interface}")
+        if rule.only is not Only.ANYTHING:
+            words.append(ONLY[rule.place, rule.only])
         words.append(f"-j {self._queue if rule.action is Action.QUEUE else 'DROP'}")
         return " ".join(words)
 

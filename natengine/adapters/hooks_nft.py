@@ -16,7 +16,7 @@ import shutil
 from typing import NamedTuple
 
 from natengine.adapters import programs
-from natengine.adapters.hook_plan import Action, HookPlan, HookRule, Place
+from natengine.adapters.hook_plan import Action, HookPlan, HookRule, Only, Place
 from natengine.errors import HostError
 
 TABLE = "ip natengine"
@@ -37,6 +37,14 @@ class Chain(NamedTuple):
 CHAINS = {
     Place.LEAVING: Chain("leaving", "postrouting", -151, "oifname"),
     Place.ARRIVING: Chain("arriving", "prerouting", -301, "iifname"),
+}
+
+
+ONLY = {
+    (Place.LEAVING, Only.FOREIGN): "fib saddr type unicast",
+    (Place.ARRIVING, Only.FOREIGN): "fib daddr type unicast",
+    (Place.LEAVING, Only.TCP_RESET): "tcp flags & rst == rst",
+    (Place.LEAVING, Only.UNREACHABLE): "icmp type destination-unreachable",
 }
 
 
@@ -107,6 +115,8 @@ class NftHooks:
             words.append(f"{chain.key} {_quoted(rule.interface)}")
         if rule.except_interface:
             words.append(f"{chain.key} != {_quoted(rule.except_interface)}")
+        if rule.only is not Only.ANYTHING:
+            words.append(ONLY[rule.place, rule.only])
         words.append(self._queue if rule.action is Action.QUEUE else "drop")
         return " ".join(words)
 

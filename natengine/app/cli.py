@@ -32,6 +32,8 @@ usage: natengine [--run-dir DIR] COMMAND …
   save       write the rules to a file          (/etc/natengine/rules.v4)
   restore    replace the rules by a file's
   status     interfaces, flows, counters        (--json)
+  state      check a state file               (natengine state check)
+  hooks      open what a stopped engine closed (natengine hooks remove)
   conntrack  the connection table, in conntrack's language
 
 `natengine COMMAND --help` says more about each.
@@ -99,6 +101,7 @@ def _run(words: list[str], run_dir: Path) -> int:
     signals = StopSignals()             # before the imports that take a while
     from natengine.app import daemon
     from natengine.app.gateway import GatewayConfig
+    from natengine.app.state import FILE_NAME, NO_STATE
 
     options = _run_parser().parse_args(words)
     rules = daemon.RulesFile(options.rules or _rules_path(), required=options.rules is not None)
@@ -110,6 +113,8 @@ def _run(words: list[str], run_dir: Path) -> int:
             max_flows=options.max_flows, max_flows_per_host=options.max_flows_per_host,
             hooks=options.hooks and HookBackEnd(options.hooks),
         ),
+        None if options.state == NO_STATE else options.state or run_dir / FILE_NAME,
+        guard=options.guard,
     )
     return daemon.run(config, rules, signals)
 
@@ -141,6 +146,14 @@ def _run_parser() -> _Parser:
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help=f"settings, in TOML ({DEFAULT_SETTINGS} if it exists)"
+    )
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE",
+        help="where the flows are kept, to outlive the engine (flows.state in the run directory); none: nowhere",
+    )
+    parser.add_argument(
+        "--guard", action="store_true",
+        help="leave the uplinks closed to forwarded packets when it stops (natengine hooks remove opens them)",
     )
     parser.add_argument(
         "--max-flows", type=_number(1, 1 << 24), metavar="N",
@@ -211,6 +224,30 @@ def _status(words: list[str], run_dir: Path) -> int:
     return 0
 
 
+def _state(words: list[str], run_dir: Path) -> int:
+    from natengine.app import state
+
+    parser = _Parser("natengine state", description="Say whether an engine would take a state file over.")
+    parser.add_argument("action", choices=["check"])
+    parser.add_argument(
+        "file", type=Path, nargs="?", default=run_dir / state.FILE_NAME, metavar="FILE", help="the file (%(default)s)"
+    )
+    print(state.check(parser.parse_args(words).file))
+    return 0
+
+
+def _hooks(words: list[str], run_dir: Path) -> int:
+    from natengine.app import daemon
+
+    parser = _Parser(
+        "natengine hooks", description="Take out what a stopped or killed engine has left in the kernel."
+    )
+    parser.add_argument("action", choices=["remove"])
+    parser.parse_args(words)
+    daemon.remove_hooks(run_dir)
+    return 0
+
+
 def _conntrack(words: list[str], run_dir: Path) -> int:
     from natengine.app.client import ask
 
@@ -226,5 +263,7 @@ COMMANDS: dict[str, Callable[[list[str], Path], int]] = {
     "save": _save,
     "restore": _restore,
     "status": _status,
+    "state": _state,
+    "hooks": _hooks,
     "conntrack": _conntrack,
 }

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from natengine.adapters.forwarding import Forwarding
+from natengine.adapters.hook_backends import remove_leftovers
 from natengine.adapters.notify import notify, watchdog_interval_s
 from natengine.app.control import ControlServer
 from natengine.app.gateway import Gateway, GatewayConfig
@@ -87,6 +90,8 @@ def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
 def _serve(config: GatewayConfig, text: str | None, source: str, signals: StopSignals) -> None:
     gateway = Gateway(config, text, source)
     try:
+        if gateway.state is not None and gateway.state.note:
+            print(f"natengine: {gateway.state.note}", file=sys.stderr, flush=True)
         control = ControlServer(gateway, config.run_dir)
         try:
             control.start()
@@ -104,6 +109,22 @@ def _serve(config: GatewayConfig, text: str | None, source: str, signals: StopSi
             control.close()
     finally:
         gateway.close()
+
+
+def remove_hooks(path: Path) -> None:
+    """Take out the guard that an engine has left, or the hooks of one that was killed.
+
+    Raises:
+        HostError: Not root, an engine is running with this run directory, or they cannot be removed.
+    """
+    if os.geteuid() != 0:
+        raise HostError("natengine hooks must be root: it changes the kernel's rules")
+    run_dir = RunDir(path)
+    try:
+        remove_leftovers()
+        Forwarding(path).restore()
+    finally:
+        run_dir.close()
 
 
 def _say_alive() -> None:

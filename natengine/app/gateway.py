@@ -25,8 +25,9 @@ from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
 from natengine.app.loop import Loop
+from natengine.app.state import open_table
 from natengine.errors import ConfigError, HostError
-from natengine.fastpath import FastPath, configure, create
+from natengine.fastpath import FastPath
 from natengine.flow.records import FlowInfo
 from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
@@ -57,11 +58,8 @@ class GatewayConfig:
     io: str = "auto"
     fastpath: str = "auto"
     settings: Settings = field(default_factory=Settings)
-
-
-def make_fast_path(choice: str, settings: Settings) -> tuple[str, FastPath]:
-    """Return the name of a fast path and an empty one of that kind."""
-    return create(choice, configure(settings, os.urandom(16)))
+    state: Path | None = None           # the state file; None for none
+    guard: bool = False                 # whether the uplinks stay closed when it stops
 
 
 def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
@@ -96,14 +94,17 @@ class Gateway:
         """
         self.config = config
         self.started_ns = now_ns()
-        self.backend, fast = make_fast_path(config.fastpath, config.settings)
-        self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         ruleset, counters = parse_restore(ruleset_text or "", source=source)
         check_executable(ruleset)
+        self.backend, fast, self.state = open_table(config.fastpath, config.settings, config.state)
         self._undo: list[Callable[[], None]] = []
+        if self.state is not None:
+            self._keep(self.state, lambda state: state.close(keep=len(fast) > 0))
+        self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         try:
             self._routes = self._keep(RouteSocket(), RouteSocket.close)
             self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
+            self.taken_over = self.engine.take_over(config.settings.max_flows, now_ns())
             self._look_at_local_ports()
             problems = check_uplinks(ruleset.uplinks(), self.engine.interfaces)
             if problems:
@@ -112,7 +113,7 @@ class Gateway:
             self._sender = self._keep(RawSender(), RawSender.close)
             self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
             self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
-            self._undo.append(self.hooks.remove)
+            self._undo.append(self._unhook)
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
             if self.engine.uplinks == Uplinks():
                 # Whoever was killed here may have left forwarding on, and hooks that are about to go.
@@ -128,6 +129,14 @@ class Gateway:
             except HostError as leftover:
                 raise HostError(f"{error}; besides: {leftover}") from error
             raise
+
+    def _unhook(self) -> None:
+        """Take the hooks out; or leave a guard, so that a gateway that has stopped is closed."""
+        uplinks = self.engine.uplinks
+        if self.config.guard and uplinks != Uplinks():
+            self.hooks.sync(HookPlan(uplinks.patterns, uplinks.any_interface, guard=True))
+        else:
+            self.hooks.remove()
 
     def _keep(self, thing: T, undo: Callable[[T], None]) -> T:
         self._undo.append(lambda: undo(thing))
@@ -282,6 +291,7 @@ class Gateway:
                 table.name.value: list_specs(self.engine.ruleset, table=table.name).splitlines()
                 for table in self.engine.ruleset.tables
             },
+            "state": None if self.state is None else {"file": str(self.state.path), "taken_over": self.taken_over},
             "flows": stats.flows,
             "max_flows": self.config.settings.max_flows,
             "mappings": stats.mappings,

@@ -15,7 +15,7 @@ from natengine.errors import HostError
 
 DEFAULT = Path("/run/natengine")
 PID_NAME = "pid"
-OWN_FILES = {PID_NAME, "control.sock", "ip_forward.before"}
+OWN_FILES = {PID_NAME, "control.sock", "ip_forward.before", "flows.state", "flows.state.new", "flows.state.aside"}
 
 
 class RunDir:

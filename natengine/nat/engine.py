@@ -25,6 +25,7 @@ from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbo
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
 from natengine.nat.slowpath import SlowPath
+from natengine.nat.takeover import take_over
 from natengine.nat.vanished import VanishedAddresses
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
@@ -328,6 +329,15 @@ class NatEngine:
         self.interfaces = interfaces
         self._renew_policy()
         return self._end_flows_without_address(now_ns)
+
+    def take_over(self, capacity: int, now_ns: int) -> int:
+        """Take charge of the flows that are in the table from the start; return how many there are.
+
+        To be called when the interfaces are known.  `capacity` is the table's.
+        """
+        gone = take_over(self._fast, self._slow, capacity, self.interfaces.addresses, now_ns)
+        self._vanished.note(gone, frozenset())
+        return len(self._fast)
 
     def _end_flows_without_address(self, now_ns: int) -> int:
         """End some of the flows whose outside address is gone; return how many."""

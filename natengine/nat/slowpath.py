@@ -56,11 +56,24 @@ class SlowPath:
         else:
             spec = self._leaving(packet, now_ns)
         if isinstance(spec, FlowSpec):
-            if self.arriving.counts_peers:
-                self.arriving.flow_begins(spec)
-            if spec.from_inside and spec.inside_ifindex:
-                self._flows_of[spec.inside_ip] = self._flows_of.get(spec.inside_ip, 0) + 1
+            self._count(spec)
         return spec
+
+    def _count(self, spec: FlowSpec) -> None:
+        if self.arriving.counts_peers:
+            self.arriving.flow_begins(spec)
+        if spec.from_inside and spec.inside_ifindex:
+            self._flows_of[spec.inside_ip] = self._flows_of.get(spec.inside_ip, 0) + 1
+
+    def adopt(self, spec: FlowSpec, now_ns: int) -> None:
+        """Hold what a flow holds that an earlier engine began; wants a `release` as any other."""
+        self._count(spec)
+        inside = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)
+        outside = Endpoint(spec.proto, spec.outside_ip, spec.outside_port)
+        if inside != outside:
+            self.mappings.adopt(inside, outside, spec.inside_ifindex, now_ns)
+        elif not spec.inside_ifindex:
+            self.mappings.hold(inside, now_ns)
 
     def release(self, spec: FlowSpec, now_ns: int) -> None:
         """Let go of what a flow holds that has ended or was never installed."""

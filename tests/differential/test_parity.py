@@ -48,7 +48,7 @@ def test_same_signature_and_documentation(method: str) -> None:
 def test_same_constructor() -> None:
     python, cython = (backend.FastPath for backend in load_both())
     for twin in (python, cython):
-        assert list(inspect.signature(twin).parameters) == ["config"]
+        assert list(inspect.signature(twin).parameters) == ["config", "memory", "now_ns"]
     assert inspect.getdoc(python) == inspect.getdoc(cython).strip()
     assert len(cython(config=table_config())) == 0
 
