@@ -251,8 +251,22 @@ class Policy:
         outside_ip = self.interfaces.outside_address(out_ifindex, source)
         if outside_ip is None:
             return None
-        ports = (target.to_ports.first, target.to_ports.last) if target.to_ports else None
-        return SourceNat(outside_ip, not (target.random or target.random_fully), ports)
+        return _masqueraded(target, outside_ip)
+
+    def hairpin_nat(self, facts: PacketFacts, outside_ip: int) -> SourceNat:
+        """Return how the source of a hairpinned packet is translated to this address.
+
+        As if it left over the uplink that has the address: so a host has one endpoint, whoever looks at it.
+        Where no rule would translate it there, as a rule without options would.
+        """
+        (name,) = [each.name for each in self.interfaces if outside_ip in each.addresses][:1] or [""]
+        target = self._postrouting_uncounted(facts._replace(out_name=name, dst=outside_ip)).target
+        return _masqueraded(target if isinstance(target, Masquerade) else Masquerade(), outside_ip)
+
+
+def _masqueraded(target: Masquerade, outside_ip: int) -> SourceNat:
+    ports = (target.to_ports.first, target.to_ports.last) if target.to_ports else None
+    return SourceNat(outside_ip, not (target.random or target.random_fully), ports)
 
 
 def _flow_facts(spec: FlowSpec, state: CtState, *, original: bool) -> FlowFacts:
