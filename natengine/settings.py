@@ -51,4 +51,5 @@ class Settings:
     syn_hold_ns: int = 6 * SECOND_NS               # RFC 5382 REQ-4; 0: a SYN from outside is the head's own business
     max_fragment_trains: int = 4096                # datagrams in flight as fragments, all hosts together
     tcp_liberal: bool = False                      # nf_conntrack_tcp_be_liberal: only RSTs must be in the window
+    hairpin_mark: int = 1 << 28                    # set in the packet mark between two hooks; 0: no hairpinning
     fragment_timeout_ns: int = 30 * SECOND_NS      # net.ipv4.ipfrag_time; RFC 6146 wants 2 s at least

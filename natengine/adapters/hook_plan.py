@@ -3,6 +3,9 @@
     ARRIVING     raw    PREROUTING     before conntrack and routing
     LEAVING      mangle POSTROUTING    after routing
 
+Hairpinning: what comes from inside for an uplink's own address is taken, too, and marked with one bit; marked
+packets are taken once more where they leave.  Other bits of a packet's mark stay as they are.
+
 A back end (`hooks.py` for xtables) renders the rules of a plan into chains of our own.  No rule lets a packet
 pass when nobody listens on the queue (fail closed).
 """
@@ -28,6 +31,7 @@ class Action(enum.Enum):
 
     QUEUE = enum.auto()
     DROP = enum.auto()
+    MARK = enum.auto()          # set the plan's mark, and go on to the next rule
 
 
 class HookRule(NamedTuple):
@@ -36,6 +40,8 @@ class HookRule(NamedTuple):
     place: Place
     interface: str = ""                     # arriving on, or leaving over; a trailing `+` is iptables' wildcard
     except_interface: str = ""              # any interface but this
+    destination: str = ""                   # a dotted quad
+    has_mark: bool = False                  # the plan's mark
     action: Action = Action.QUEUE
 
 
@@ -44,12 +50,22 @@ class HookPlan(NamedTuple):
 
     uplinks: tuple[str, ...] = ()           # interface names or patterns
     any_interface: bool = False             # every interface but the loopback, whatever `uplinks` says
+    addresses: tuple[str, ...] = ()         # dotted quads: packets to these are taken on any interface
+    mark: int = 0                           # bits of the packet mark; 0: `addresses` are not taken
 
     def rules(self, place: Place) -> list[HookRule]:
         """Return the rules of one place, in order."""
         if self.any_interface:
             return [HookRule(place, except_interface="lo")]
-        return [HookRule(place, uplink) for uplink in self.uplinks]
+        rules = [HookRule(place, uplink) for uplink in self.uplinks]
+        if not (self.mark and self.addresses):
+            return rules
+        if place is Place.ARRIVING:
+            rules += [
+                HookRule(place, except_interface="lo", destination=address, action=Action.MARK)
+                for address in self.addresses
+            ]
+        return [*rules, HookRule(place, has_mark=True)]
 
 
 class Hooks(Protocol):

@@ -1,7 +1,10 @@
 """The rules of a `HookPlan`, in chains of our own, through xtables.
 
     raw    PREROUTING   -j natengine-in    -i UPLINK  -j NFQUEUE
+                                           ! -i lo -d ADDRESS  -j MARK
+                                           -m mark  -j NFQUEUE
     mangle POSTROUTING  -j natengine-out   -o UPLINK  -j NFQUEUE
+                                           -m mark  -j NFQUEUE
 
 No `--queue-bypass`: when nobody listens on the queue, nothing passes (fail closed).  Everything is
 changed by `iptables-restore --noflush`, one transaction a table, and touches our two chains and the
@@ -71,7 +74,7 @@ class IptablesHooks:
         if plan == self._installed:
             return
         for place, chain in CHAINS.items():
-            rules = [f"-A {chain.name} {self._text(chain, rule)}" for rule in plan.rules(place)]
+            rules = [f"-A {chain.name} {self._text(chain, rule, plan.mark)}" for rule in plan.rules(place)]
             jump = [] if self._has_jump(chain) else [f"-I {chain.jump}"]
             self._restore(chain.table, [f":{chain.name} - [0:0]", *rules, *jump])
         self._installed = plan
@@ -84,14 +87,19 @@ class IptablesHooks:
                 self._restore(chain.table, [f":{chain.name} - [0:0]", *jump, f"-X {chain.name}"])
         self._installed = None
 
-    def _text(self, chain: Chain, rule: HookRule) -> str:
+    def _text(self, chain: Chain, rule: HookRule, mark: int) -> str:
         words = []
+        bits = f"{mark:#x}/{mark:#x}"
         if rule.interface:
             words.append(f"{chain.option} {rule.interface}")
         if rule.except_interface:
             words.append(f"! {chain.option} {rule.except_interface}")
-        words.append(f"-j {self._queue if rule.action is Action.QUEUE else 'DROP'}")
-        return " ".join(words)
+        if rule.destination:
+            words.append(f"-d {rule.destination}")
+        if rule.has_mark:
+            words.append(f"-m mark --mark {bits}")
+        targets = {Action.QUEUE: self._queue, Action.DROP: "DROP", Action.MARK: f"MARK --set-xmark {bits}"}
+        return " ".join([*words, f"-j {targets[rule.action]}"])
 
     def _has_jump(self, chain: Chain) -> bool:
         return self._iptables("-t", chain.table, "-C", *chain.jump.split()).returncode == 0

@@ -34,7 +34,7 @@ from natengine.rules.matches import (
 )
 from natengine.rules.model import ChainName, RuleSet, Table, TableName, Uplinks
 from natengine.rules.targets import Accept, Drop, Masquerade, Passing
-from natengine.vocab import CtState, PacketMeta, Proto
+from natengine.vocab import CtState, Interface, PacketMeta, Proto
 from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
 from natengine.wire.tcp import ACK, SYN
 
@@ -64,6 +64,13 @@ class Way(NamedTuple):
 def interface_matches(pattern: str, name: str) -> bool:
     """Whether an interface name fits an iptables pattern (`bond0.2`, `bond0.+`)."""
     return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
+
+
+def is_uplink(interface: Interface, uplinks: Uplinks) -> bool:
+    """Whether this interface is guarded: a rule names it, or a rule names none and the default route goes out here."""
+    if uplinks.any_interface and interface.default_route:
+        return True
+    return any(interface_matches(pattern, interface.name) for pattern in uplinks.patterns)
 
 
 def join_uplinks(before: Uplinks, now: Uplinks) -> Uplinks:
@@ -111,16 +118,9 @@ class Policy:
         return compile_chain(found, count, table=table, around=around)
 
     def is_uplink(self, ifindex: int) -> bool:
-        """Whether untranslated inside addresses must not leave here, nor strangers' packets enter.
-
-        A rule names the interface; or a rule names none, and the default route goes out here.
-        """
+        """Whether untranslated inside addresses must not leave here, nor strangers' packets enter."""
         interface = self.interfaces.get(ifindex)
-        if interface is None:
-            return False
-        if self.uplinks.any_interface and interface.default_route:
-            return True
-        return any(interface_matches(pattern, interface.name) for pattern in self.uplinks.patterns)
+        return interface is not None and is_uplink(interface, self.uplinks)
 
     def facts(
         self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState, now_ns: int = 0
