@@ -71,11 +71,13 @@ cdef class FastPath:
     cdef uint32_t generation
     cdef uint64_t hash_key[2]
     cdef uint64_t tcp_timeouts_ns[TCP_STATES]
-    cdef uint64_t udp_timeout_ns
-    cdef uint64_t icmp_timeout_ns
+    cdef uint64_t timeouts_ns[256]
+    cdef uint64_t tcp_unacknowledged_ns
+    cdef uint64_t dns_timeout_ns
     cdef uint8_t transitions[2 * TCP_SEGMENTS * TCP_STATES]
     cdef uint8_t segment_of_flags[256]
     cdef bint tcp_liberal
+    cdef bint udp_inbound_refresh
 
     # Whole packet path of a known flow; returns a Path.  `data` need not be aligned; nothing behind
     # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call these.  It is in three
@@ -88,6 +90,7 @@ cdef class FastPath:
     cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil
     cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil
     cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil
+    cdef uint64_t next_deadline(self, const Flow *flow, bint is_reply, uint64_t now_ns) noexcept nogil
     cdef void file(self, uint32_t flow_id) noexcept nogil
     cdef uint64_t filed_tick(self, const Flow *flow) noexcept nogil
     cdef void enter(self, uint32_t flow_id, bint leaving) noexcept nogil

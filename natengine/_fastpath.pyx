@@ -31,7 +31,9 @@ from libc.stdint cimport (
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from natengine._tcp_window cimport ASIDE, FLAG_RST, OUTSIDE, Segment, Side, judge, note_segment, read_segment
+from natengine._tcp_window cimport (
+    ASIDE, FLAG_RST, OUTSIDE, Segment, Side, has_unacknowledged, judge, note_segment, read_segment,
+)
 from natengine._wire cimport (
     HOOK_POSTROUTING, HOOK_PREROUTING, IS_ICMP, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
     PATH_REFUSED_STATE, PATH_REFUSED_WINDOW, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Key,
@@ -58,6 +60,7 @@ cdef enum:
     BY_DEADLINE = 0                 # Flow.links
     BY_USE = 1
 
+    DNS = 53                        # `flow.timeouts.DNS_PORT`
     ESTABLISHED = 3                 # `TcpState`
     REFUSED = 255
 
@@ -137,8 +140,9 @@ A flow table of fixed capacity and the packet path over it.
         self.flows = <Flow *>((<uintptr_t>self.flows_memory + CACHE_LINE - 1) & ~<uintptr_t>(CACHE_LINE - 1))
         memset(self.wheel, 0xFF, sizeof(self.wheel))            # NOBODY, everywhere
         self.unreplied.first = self.unreplied.last = self.free_first = NOBODY
-        self.udp_timeout_ns = config.udp_timeout_ns
-        self.icmp_timeout_ns = config.icmp_timeout_ns
+        self.tcp_unacknowledged_ns = config.tcp_unacknowledged_ns
+        self.dns_timeout_ns = config.dns_timeout_ns
+        self.udp_inbound_refresh = config.udp_inbound_refresh
         self.hash_key[0] = int.from_bytes(config.hash_key[:8], "little")
         self.hash_key[1] = int.from_bytes(config.hash_key[8:], "little")
         self.tcp_liberal = config.tcp_liberal
@@ -149,6 +153,7 @@ A flow table of fixed capacity and the packet path over it.
             self.transitions[i] = config.transitions[i]
         for i in range(256):
             self.segment_of_flags[i] = config.segment_of_flags[i]
+            self.timeouts_ns[i] = config.timeouts_ns[i]
 
     def __dealloc__(self):
         free(self.flows_memory)
@@ -290,21 +295,32 @@ A flow table of fixed capacity and the packet path over it.
             elif self.unreplied.last != flow_id:            # to the end: now the most recently used
                 unlink(self.flows, &self.unreplied, BY_USE, flow_id)
                 append(self.flows, &self.unreplied, BY_USE, flow_id)
-        cdef uint64_t timeout
         if flow.proto == IS_TCP:
-            timeout = self.tcp_timeouts_ns[flow.tcp_state]
             if flow.tcp_state == ESTABLISHED:
                 flow.assured = 1
-        elif flow.proto == IS_UDP:
-            timeout = self.udp_timeout_ns
-            if flow.seen_reply and not is_reply:
-                flow.assured = 1
-        else:
-            timeout = self.icmp_timeout_ns
-        flow.deadline_ns = now_ns + timeout
+        elif flow.proto != IS_ICMP and flow.seen_reply and not is_reply:
+            flow.assured = 1
+        flow.deadline_ns = self.next_deadline(flow, is_reply, now_ns)
         if flow.deadline_ns / NS_PER_TICK + 1 < self.filed_tick(flow):  # a shorter timeout than before
             unlink(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
             self.file(flow_id)
+
+    cdef uint64_t next_deadline(self, const Flow *flow, bint is_reply, uint64_t now_ns) noexcept nogil:
+        """Return when a flow ends to which this is the last packet."""
+        cdef uint64_t timeout
+        if flow.proto == IS_TCP:
+            timeout = self.tcp_timeouts_ns[flow.tcp_state]
+            if timeout > self.tcp_unacknowledged_ns and has_unacknowledged(flow.sides):
+                timeout = self.tcp_unacknowledged_ns
+            return now_ns + timeout
+        timeout = self.timeouts_ns[flow.proto]
+        if flow.proto != IS_UDP or is_reply != flow.from_inside:
+            return now_ns + timeout
+        if flow.peer_port == DNS:
+            timeout = min(timeout, self.dns_timeout_ns)
+        if self.udp_inbound_refresh or flow.packets[0] + flow.packets[1] == 1:
+            return now_ns + timeout
+        return min(now_ns + timeout, flow.deadline_ns)
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
 

@@ -22,14 +22,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from itertools import islice
-from operator import index
-from typing import NamedTuple, final
+from typing import final
 
 from natengine.errors import BadPacket, Truncated
 from natengine.flow.fields import BIT, INT, INT64, TIME_NS, U8, U16, U32, fit, fit_all
 from natengine.flow.records import Allow, FlowInfo, FlowKey, FlowSpec, Path, flow_key
+from natengine.flow.table_config import TableConfig
 from natengine.flow.tcp_state import REFUSED, SEGMENTS, STATES, TcpState
-from natengine.flow.tcp_window import UNHEARD_SIDES, Judgement, judge, note, unhear
+from natengine.flow.tcp_window import UNHEARD_SIDES, Judgement, has_unacknowledged, judge, note, unhear
+from natengine.flow.timeouts import DNS_PORT
 from natengine.vocab import Hook, Proto
 from natengine.wire.ipv4 import (
     ICMP_ECHO_REPLY,
@@ -53,47 +54,8 @@ NOT_FOUND = -1                      # what `find` and `oldest_unreplied` return 
 TICK_NS = 1_000_000_000
 SLOTS = 8192                        # more than the longest usual timeout, 7440 s, has seconds
 
-_CAPACITY = range(1, 2**28 + 1)     # an index of 4 entries a flow still counts in 32 bits
-_TIMEOUT_NS = range(2**62 + 1)      # so that a deadline fits into 64 bits
 _KEY_FIELDS = (INT, U8, U32, U16, U32, U16)
 _SPEC_FIELDS = (U8, U32, U16, U32, U16, U32, U16, BIT, U32, U32, U8)
-
-
-class TableConfig(NamedTuple):
-    """What a fast path is told at construction; the tables are those of `flow.tcp_state`."""
-
-    capacity: int
-    tcp_timeouts_ns: tuple[int, ...]    # by TcpState
-    udp_timeout_ns: int
-    icmp_timeout_ns: int
-    transitions: bytes
-    segment_of_flags: bytes
-    hash_key: bytes                     # 16 random bytes: nobody outside may choose collisions
-    tcp_liberal: bool = False           # let segments outside the window pass, but for RSTs
-
-    def check(self) -> None:
-        """Refuse what would make either twin read or count wrong.
-
-        Raises:
-            TypeError: A table or the key is not bytes, or a number is no integer.
-            ValueError: A capacity outside 1..2**28, a timeout outside 0..2**62, or a table or key
-                of the wrong size or with a value that is no state or no segment.
-        """
-        for table in (self.hash_key, self.transitions, self.segment_of_flags):
-            if not isinstance(table, bytes):
-                raise TypeError("the key and the TCP tables are bytes")
-        if index(self.capacity) not in _CAPACITY:
-            raise ValueError(f"the capacity is 1..{_CAPACITY[-1]}, not {self.capacity}")
-        if len(self.hash_key) != 16 or len(self.tcp_timeouts_ns) != STATES:
-            raise ValueError("the key has 16 bytes, and every TCP state has a timeout")
-        for timeout_ns in (*self.tcp_timeouts_ns, self.udp_timeout_ns, self.icmp_timeout_ns):
-            if index(timeout_ns) not in _TIMEOUT_NS:
-                raise ValueError(f"a timeout is 0..{_TIMEOUT_NS[-1]} ns, not {timeout_ns}")
-        if len(self.transitions) != 2 * SEGMENTS * STATES or len(self.segment_of_flags) != 256:
-            raise ValueError("the TCP tables are not those of flow.tcp_state")
-        states = {*range(STATES), REFUSED}
-        if not set(self.transitions) <= states or max(self.segment_of_flags) >= SEGMENTS:
-            raise ValueError("the TCP tables name a state or a segment that does not exist")
 
 
 class _Flow:
@@ -261,17 +223,32 @@ class FastPath:
             if not flow.seen_reply:
                 self._unreplied.move_to_end(flow.flow_id)   # now the most recently used
         if flow.spec.proto == Proto.TCP:
-            timeout = self._config.tcp_timeouts_ns[flow.tcp_state]
             flow.assured = flow.assured or flow.tcp_state == TcpState.ESTABLISHED
-        elif flow.spec.proto == Proto.UDP:
-            timeout = self._config.udp_timeout_ns
+        elif flow.spec.proto != Proto.ICMP:
             flow.assured = flow.assured or (flow.seen_reply and not is_reply)
-        else:
-            timeout = self._config.icmp_timeout_ns
-        flow.deadline_ns = now_ns + timeout
+        flow.deadline_ns = self._next_deadline(flow, is_reply, now_ns)
         if flow.deadline_ns // TICK_NS + 1 < self._filed_tick(flow):    # a shorter timeout than before
             self._wheel[flow.filed_slot].pop(flow.flow_id)
             self._file(flow)
+
+    def _next_deadline(self, flow: _Flow, is_reply: bool, now_ns: int) -> int:
+        """Return when a flow ends to which this is the last packet."""
+        config, spec = self._config, flow.spec
+        if spec.proto == Proto.TCP:
+            timeout = config.tcp_timeouts_ns[flow.tcp_state]
+            if timeout > config.tcp_unacknowledged_ns and has_unacknowledged(flow.sides):
+                timeout = config.tcp_unacknowledged_ns
+            return now_ns + timeout
+        timeout = config.timeouts_ns[spec.proto]
+        arrives = is_reply == spec.from_inside
+        if spec.proto != Proto.UDP or not arrives:
+            return now_ns + timeout
+        if spec.peer_port == DNS_PORT:
+            timeout = min(timeout, config.dns_timeout_ns)
+        begins = flow.original_packets + flow.reply_packets == 1
+        if config.udp_inbound_refresh or begins:
+            return now_ns + timeout
+        return min(now_ns + timeout, flow.deadline_ns)
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
 

@@ -169,6 +169,12 @@ cdef inline void advance(Side *sender, uint32_t win, const Segment *segment) noe
     sender.max_win = max(sender.max_win, win)
 
 
+cdef inline bint has_unacknowledged(const Side *sides) noexcept nogil:
+    if not sides[0].max_win or not sides[1].max_win:
+        return False
+    return distance(sides[0].end, sides[1].acked) > 0 or distance(sides[1].end, sides[0].acked) > 0
+
+
 cdef inline uint32_t window(uint8_t scale, const Segment *segment) noexcept nogil:
     """The offered window in bytes; that of a SYN is not scaled (RFC 7323 2.2)."""
     if segment.flags & FLAG_SYN or scale == NO_SCALE:

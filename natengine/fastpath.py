@@ -13,9 +13,12 @@ from natengine import _fastpath_py
 from natengine._fastpath_py import FULL, NOT_FOUND, TAKEN, TableConfig
 from natengine.errors import FastPathError
 from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
+from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
+from natengine.flow.timeouts import NEVER_NS, timeouts_by_protocol
+from natengine.settings import Settings
 from natengine.wire.ipv4 import Ipv4Fields, Transport
 
-__all__ = ["CHOICES", "FULL", "NOT_FOUND", "TAKEN", "FastPath", "TableConfig", "create", "select"]
+__all__ = ["CHOICES", "FULL", "NOT_FOUND", "TAKEN", "FastPath", "TableConfig", "configure", "create", "select"]
 
 CHOICES = ("auto", "cython", "python")
 
@@ -37,6 +40,17 @@ class FastPath(Protocol):
     def approve(self, flow_id: int, allow: int, uplink_ifindex: int) -> None: ...
     def expire(self, now_ns: int, budget: int) -> list[FlowInfo]: ...
     def __len__(self) -> int: ...
+
+
+def configure(settings: Settings, hash_key: bytes) -> TableConfig:
+    """Return what a fast path with these settings is told; the key is 16 random bytes."""
+    timeouts = settings.timeouts
+    unacknowledged_ns = timeouts.tcp_unacknowledged_ns
+    return TableConfig(
+        settings.max_flows, timeouts_by_state(timeouts), timeouts_by_protocol(timeouts), TRANSITIONS, SEGMENT_OF_FLAGS,
+        hash_key, settings.tcp_liberal, NEVER_NS if unacknowledged_ns is None else unacknowledged_ns,
+        timeouts.udp_dns_ns, settings.udp_inbound_refresh,
+    )
 
 
 def create(choice: str, config: TableConfig) -> tuple[str, FastPath]:

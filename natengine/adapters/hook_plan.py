@@ -6,8 +6,8 @@
 Hairpinning: what comes from inside for an uplink's own address is taken, too, and marked with one bit; marked
 packets are taken once more where they leave.  Other bits of a packet's mark stay as they are.
 
-A back end (`hooks.py` for xtables) renders the rules of a plan into chains of our own.  No rule lets a packet
-pass when nobody listens on the queue (fail closed).
+A back end (`hooks.py` for xtables, `hooks_nft.py`) renders the rules of a plan into chains of our own.  No rule
+lets a packet pass when nobody listens on the queue (fail closed).
 """
 
 from __future__ import annotations
@@ -82,3 +82,6 @@ class Hooks(Protocol):
 
     def remove(self) -> None:
         """Take out what is ours; what is not there is no error."""
+
+    def is_installed(self) -> bool:
+        """Whether anything of ours is there, perhaps left behind by a killed engine."""

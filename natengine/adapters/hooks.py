@@ -14,15 +14,12 @@ two jumps to them, nothing else.  Chains that a killed engine left behind are ta
 from __future__ import annotations
 
 import shutil
-import signal
 import subprocess
 from typing import NamedTuple
 
+from natengine.adapters import programs
 from natengine.adapters.hook_plan import Action, HookPlan, HookRule, Place
 from natengine.errors import HostError
-
-COMMAND_TIMEOUT_S = 30
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Chain(NamedTuple):
@@ -60,7 +57,7 @@ class IptablesHooks:
         """
         first, last = queues
         self._queue = "NFQUEUE " + (f"--queue-num {first}" if first == last else f"--queue-balance {first}:{last}")
-        for program in ("iptables", "iptables-restore"):
+        for program in ("iptables", "iptables-restore", "iptables-save"):
             if shutil.which(program) is None:
                 raise HostError(f"{program} is not installed (Debian: apt-get install iptables)")
         self._installed: HookPlan | None = None
@@ -87,6 +84,11 @@ class IptablesHooks:
                 self._restore(chain.table, [f":{chain.name} - [0:0]", *jump, f"-X {chain.name}"])
         self._installed = None
 
+    def is_installed(self) -> bool:
+        """Whether chains of ours are there.  Asks for no table by name: the kernel would make it."""
+        saved = programs.run(["iptables-save"]).stdout
+        return any(f":{chain.name} " in saved for chain in CHAINS.values())
+
     def _text(self, chain: Chain, rule: HookRule, mark: int) -> str:
         words = []
         bits = f"{mark:#x}/{mark:#x}"
@@ -105,30 +107,13 @@ class IptablesHooks:
         return self._iptables("-t", chain.table, "-C", *chain.jump.split()).returncode == 0
 
     def _iptables(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return _run(["iptables", "-w", *arguments], None)
+        return programs.run(["iptables", "-w", *arguments])
 
     def _restore(self, table: str, lines: list[str]) -> None:
         text = "\n".join([f"*{table}", *lines, "COMMIT", ""])
-        result = _run(["iptables-restore", "-w", "--noflush"], text)
+        result = programs.run(["iptables-restore", "-w", "--noflush"], text)
         if result.returncode:
-            said = " ".join(result.stderr.split())
             raise HostError(
-                f"iptables-restore refused the hooks in table {table}: {said or result.returncode}; "
+                f"iptables-restore refused the hooks in table {table}: {programs.said(result)}; "
                 "the kernel needs the NFQUEUE target (try: modprobe xt_NFQUEUE) and you need to be root"
             )
-
-
-def _run(argv: list[str], text: str | None) -> subprocess.CompletedProcess[str]:
-    # A Ctrl-C goes to the whole process group, and must not cut a transaction short.  The child
-    # inherits the mask; a process group of its own would come a moment too late.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        return subprocess.run(
-            argv, input=text, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise HostError(f"{argv[0]} has not answered for {COMMAND_TIMEOUT_S} s") from None
-    except OSError as error:
-        raise HostError(f"cannot run {argv[0]}: {error.strerror}") from None
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -16,7 +16,7 @@ from typing import NoReturn
 from natengine import __version__
 from natengine.app.rundir import DEFAULT as DEFAULT_RUN_DIR
 from natengine.errors import ConfigError, NatengineError
-from natengine.settings import Settings
+from natengine.settings import HookBackEnd, Settings
 
 DEFAULT_RULES = Path("/etc/natengine/rules.v4")
 DEFAULT_SETTINGS = Path("/etc/natengine/natengine.toml")
@@ -108,6 +108,7 @@ def _run(words: list[str], run_dir: Path) -> int:
         daemon.read_settings_file(
             options.config, DEFAULT_SETTINGS,
             max_flows=options.max_flows, max_flows_per_host=options.max_flows_per_host,
+            hooks=options.hooks and HookBackEnd(options.hooks),
         ),
     )
     return daemon.run(config, rules, signals)
@@ -126,6 +127,10 @@ def _run_parser() -> _Parser:
     parser.add_argument(
         "--io", choices=["auto", "batched", "netfilterqueue"], default="auto",
         help="how packets come from the kernel: batched, where the extension was built (auto), or one by one",
+    )
+    parser.add_argument(
+        "--hooks", choices=[each.value for each in HookBackEnd],
+        help="who sends them to the queue: nft where the kernel can do it, else iptables (auto)",
     )
     parser.add_argument(
         "--queues", type=_number(1, 64), default=1, metavar="N", help="take packets through N queues, a thread each (1)"

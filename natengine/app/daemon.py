@@ -14,7 +14,7 @@ from natengine.app.rundir import RunDir
 from natengine.app.stopping import StopSignals
 from natengine.errors import ConfigError, HostError
 from natengine.frontend.toml import read_settings
-from natengine.settings import Settings
+from natengine.settings import HookBackEnd, Settings
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RulesFile:
             raise ConfigError(f"{self.path}: {error}") from None
 
 
-def read_settings_file(path: Path | None, usual: Path, **said: int | None) -> Settings:
+def read_settings_file(path: Path | None, usual: Path, **said: int | HookBackEnd | None) -> Settings:
     """Return the settings of a file, and over them those `said` by option.
 
     Args:

@@ -19,17 +19,16 @@ from natengine import __version__
 from natengine.adapters.base import PacketIO
 from natengine.adapters.clock import now_ns
 from natengine.adapters.forwarding import Forwarding
+from natengine.adapters.hook_backends import open_hooks, remove_leftovers
 from natengine.adapters.hook_plan import HookPlan, Hooks
-from natengine.adapters.hooks import IptablesHooks
 from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
 from natengine.app.loop import Loop
 from natengine.errors import ConfigError, HostError
-from natengine.fastpath import FastPath, TableConfig, create
+from natengine.fastpath import FastPath, configure, create
 from natengine.flow.records import FlowInfo
-from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
 from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
 from natengine.frontend.save import dump, parse_restore
@@ -63,11 +62,7 @@ class GatewayConfig:
 
 def make_fast_path(choice: str, settings: Settings) -> tuple[str, FastPath]:
     """Return the name of a fast path and an empty one of that kind."""
-    config = TableConfig(
-        settings.max_flows, timeouts_by_state(settings.timeouts), settings.timeouts.udp_ns,
-        settings.timeouts.icmp_query_ns, TRANSITIONS, SEGMENT_OF_FLAGS, os.urandom(16), settings.tcp_liberal,
-    )
-    return create(choice, config)
+    return create(choice, configure(settings, os.urandom(16)))
 
 
 def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
@@ -117,12 +112,14 @@ class Gateway:
             self.engine.replace_ruleset(ruleset, counters)
             self._sender = self._keep(RawSender(), RawSender.close)
             self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
-            self.hooks: Hooks = self._keep(IptablesHooks(self.io.queues), IptablesHooks.remove)
+            self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
+            self._undo.append(self.hooks.remove)
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
             if self.engine.uplinks == Uplinks():
                 # Whoever was killed here may have left forwarding on, and hooks that are about to go.
                 self._forwarding.restore()
             self._take_from(self.engine.uplinks)
+            remove_leftovers(self.hooks)
             self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
             self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
             self.loop.watch(self._routes.fileno(), self._interfaces_changed)

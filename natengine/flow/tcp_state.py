@@ -120,8 +120,23 @@ def timeouts_by_state(timeouts: Timeouts) -> tuple[int, ...]:
     """Return the idle timeout in nanoseconds of each state, indexed by `TcpState`.
 
     RFC 5382 REQ-5: an established connection, and a half-closed one, lives 2 h 4 min; one that is
-    being opened or closed 4 min.
+    being opened or closed 4 min; unless its state has been given a time of its own.
     """
-    return tuple(
-        timeouts.tcp_established_ns if state in LASTING else timeouts.tcp_transitory_ns for state in TcpState
-    )
+    own = {
+        TcpState.SYN_SENT: timeouts.tcp_syn_sent_ns,
+        TcpState.SYN_SENT2: timeouts.tcp_syn_sent_ns,       # conntrack has no name for its time either
+        TcpState.SYN_RECV: timeouts.tcp_syn_recv_ns,
+        TcpState.FIN_WAIT: timeouts.tcp_fin_wait_ns,
+        TcpState.CLOSE_WAIT: timeouts.tcp_close_wait_ns,
+        TcpState.LAST_ACK: timeouts.tcp_last_ack_ns,
+        TcpState.TIME_WAIT: timeouts.tcp_time_wait_ns,
+        TcpState.CLOSE: timeouts.tcp_close_ns,
+    }
+
+    def timeout_of(state: TcpState) -> int:
+        mine = own.get(state)
+        if mine is not None:
+            return mine
+        return timeouts.tcp_established_ns if state in LASTING else timeouts.tcp_transitory_ns
+
+    return tuple(map(timeout_of, TcpState))

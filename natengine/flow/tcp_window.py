@@ -156,6 +156,14 @@ def _window(sender: Side, segment: TcpSegment) -> int:
     return segment.window if segment.flags & SYN or sender.scale == NO_SCALE else segment.window << sender.scale
 
 
+def has_unacknowledged(sides: Sides) -> bool:
+    """Say whether either side, as far as we have seen, waits for the ACK of something that it has sent."""
+    return any(
+        sender.max_win and receiver.max_win and distance(sender.end, receiver.acked) > 0
+        for sender, receiver in (sides, sides[::-1])
+    )
+
+
 def unhear(sides: Sides, is_reply: bool) -> Sides:
     """Return the sides when one has sent what was not read: its next segment tells its numbers anew."""
     sender = sides[is_reply]._replace(max_win=0)

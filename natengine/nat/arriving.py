@@ -45,6 +45,7 @@ class Arriving:
         self._filtering = settings.filtering
         self._local_ports: LocalPorts | None = None
         self._hold = settings.syn_hold_ns > 0
+        self._loose = settings.tcp_loose
         self.held = HeldSyns(fast, settings.syn_hold_ns)
         self.counts_peers = settings.filtering is FilteringBehaviour.ADDRESS_DEPENDENT
         self._peers: Counter[tuple[Endpoint, int]] = Counter()      # flows of an outside endpoint with a host
@@ -64,6 +65,8 @@ class Arriving:
             )
         if owner is None:
             waits = self._local_ports is not None and not self._is_reserved(outside)
+            if waits and self._loose and not _begins(packet):
+                return Reason.TCP_STATE     # of a connection to be picked up when the inside speaks: no RST to it
             return Reason.SYN_HELD if waits and self._may_be_held(packet) else Reason.LOCAL_IN
         if self._lets_in(outside, packet.ip.src) and _begins(packet):
             return self._new_flow(packet, outside, owner, policy)

@@ -15,22 +15,20 @@ from typing import NamedTuple
 
 from natengine.errors import BadPacket, Truncated
 from natengine.fastpath import FULL, NOT_FOUND, FastPath
-from natengine.flow.records import Allow, FlowInfo, Path
+from natengine.flow.records import FlowInfo, Path
 from natengine.nat.arriving import LocalPorts
-from natengine.nat.fragments import DatagramKey, FragmentTable, contradicts_itself
+from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
-from natengine.nat.slowpath import TRANSLATABLE, SlowPath
+from natengine.nat.slowpath import SlowPath
 from natengine.nat.vanished import VanishedAddresses
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
-from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST
-from natengine.wire.rewrite import rewrite_destination, rewrite_source
 
 # what the fast path says that needs nobody else
 _SETTLED: dict[int, Reason] = {
@@ -62,7 +60,6 @@ class NatEngine:
     def __init__(self, fast: FastPath, *, settings: Settings, rng: Rng) -> None:
         """Start with no rules and no interfaces; see `replace_ruleset` and `replace_interfaces`."""
         self._fast = fast
-        self._fragments = FragmentTable(settings.max_fragment_trains, settings.fragment_timeout_ns)
         self._by_reason = [0] * (max(Reason) + 1)
         self.outbox = Outbox()
         self.ruleset = RuleSet()
@@ -71,6 +68,7 @@ class NatEngine:
         self._uplinks = Uplinks()
         self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self._policy(), settings, rng)
+        self._fragments = FragmentPath(fast, self._slow, settings, self._settle_first, self._without_flow)
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
@@ -107,22 +105,37 @@ class NatEngine:
         except BadPacket:
             return Reason.BAD_HEADER
         new = NewPacket(ip, transport, meta)
-        if path == Path.MISS:               # never a fragment
+        if ip.more_fragments or ip.fragment_offset:
+            return self._fragments.settle(packet, new, now_ns)
+        return self._by_path(path, packet, new, now_ns)
+
+    def _by_path(self, path: int, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
+        if path == Path.MISS:
             return self._begin(packet, new, now_ns)
-        if ip.is_fragment:
-            return self._fragment(packet, new, now_ns)
         if path == Path.STALE:
             return self._ask_again(packet, new, now_ns)
-        if ip.proto == Proto.ICMP:
+        if new.ip.proto == Proto.ICMP:
             return self._icmp(packet, new)
         return self._other_protocol(new)
+
+    def _settle_first(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
+        """Do with a first fragment what is done with a whole packet."""
+        path = self._translate(packet, new, now_ns)
+        if path == Path.SPECIAL and new.ip.proto == Proto.ICMP:
+            return self._icmp_unrelated(new)    # nobody sends errors in pieces; the checksum cannot be checked
+        return _SETTLED.get(path) or self._by_path(path, packet, new, now_ns)
+
+    def _translate(self, packet: bytearray, new: NewPacket, now_ns: int) -> int:
+        if new.ip.more_fragments:
+            return translate_first(self._fast, packet, new, now_ns)
+        return self._fast.translate(packet, new.meta.hook, now_ns, new.meta.out_ifindex)
 
     def _begin(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Let the rules decide about a packet without a flow."""
         flow_id = self._create(packet, new, now_ns)
         if isinstance(flow_id, Reason):
             return flow_id
-        reason = _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
+        reason = _SETTLED[self._translate(packet, new, now_ns)]
         if VERDICTS[reason] is Verdict.DROP:
             self._remove(flow_id, now_ns)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
@@ -165,7 +178,7 @@ class NatEngine:
         if spec.from_inside and meta.out_ifindex:
             spec = spec._replace(uplink_ifindex=meta.out_ifindex)
         self._fast.approve(flow.flow_id, self._slow.policy.allow_later(spec), spec.uplink_ifindex)
-        return _SETTLED[self._fast.translate(packet, meta.hook, now_ns, meta.out_ifindex)]
+        return _SETTLED[self._translate(packet, new, now_ns)]
 
     def _find_flow(self, new: NewPacket, now_ns: int) -> FlowInfo | None:
         """Return the flow that a packet belongs to; one that has lost its uplink ends instead."""
@@ -235,67 +248,6 @@ class NatEngine:
         if new.meta.hook == Hook.POSTROUTING and new.from_head:
             return Reason.LOCAL_OUT
         return Reason.ROUTED if self._routed(new) else refusal
-
-    # ── fragments ────────────────────────────────────────────────────────────────────────────────
-
-    def _fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        """A fragment: the first one finds or begins the flow, the later ones follow it."""
-        ip = new.ip
-        if contradicts_itself(ip):
-            return Reason.BAD_HEADER
-        if ip.fragment_offset:
-            return self._later_fragment(packet, new, now_ns)
-        if ip.proto == Proto.ICMP and new.transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
-            return self._icmp_unrelated(new)
-        if ip.proto not in TRANSLATABLE:
-            return self._other_protocol(new)
-        return self._first_fragment(packet, new, now_ns)
-
-    def _first_fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        flow = self._find_flow(new, now_ns)
-        begins = flow is None
-        if flow is None:
-            created = self._create(packet, new, now_ns)
-            if isinstance(created, Reason):
-                return created
-            flow = self._fast.info(created)
-            assert flow is not None
-        # who begins a flow has just been asked about; the answer may hang on what only this packet has
-        if not (begins or self._allows(flow, new.meta)):
-            return Reason.FORWARD_DROP
-        if not self._fragments.remember(DatagramKey.of(new.meta.hook, new.ip), flow, now_ns):
-            if begins:
-                self._remove(flow.flow_id, now_ns)
-            return Reason.FRAGMENT_LIMIT
-        return self._rewrite_fragment(packet, new, flow, now_ns)
-
-    def _later_fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        train = self._fragments.find(DatagramKey.of(new.meta.hook, new.ip), now_ns)
-        flow = None if train is None else self._fast.info(train.flow_id)
-        if train is None or flow is None or flow.spec.arriving != train.arriving:
-            return self._without_flow(new, Reason.FRAGMENT_ORPHAN)
-        if not self._allows(flow, new.meta):
-            return Reason.FORWARD_DROP
-        return self._rewrite_fragment(packet, new, flow, now_ns)
-
-    def _allows(self, flow: FlowInfo, meta: PacketMeta) -> bool:
-        """Ask what the fast path asks of a whole packet, of the FORWARD chain as it stands now."""
-        is_reply = (meta.hook == Hook.POSTROUTING) != flow.spec.from_inside
-        needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
-        return bool(self._slow.policy.allow_later(flow.spec) & needed)
-
-    def _rewrite_fragment(self, packet: bytearray, new: NewPacket, flow: FlowInfo, now_ns: int) -> Reason:
-        """Do to a fragment what the fast path does to a whole packet.
-
-        Limit: a fragmented segment does not move the TCP state.
-        """
-        ip, spec, has_ports = new.ip, flow.spec, new.ip.fragment_offset == 0
-        self._fast.touch(flow.flow_id, new.meta.hook, ip.total_len, now_ns)
-        if new.meta.hook == Hook.POSTROUTING:
-            rewrite_source(packet, ip, spec.outside_ip, spec.outside_port if has_ports else None)
-        else:
-            rewrite_destination(packet, ip, spec.inside_ip, spec.inside_port if has_ports else None)
-        return Reason.FRAGMENT
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
 

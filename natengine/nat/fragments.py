@@ -64,10 +64,14 @@ class FragmentTable:
     def __len__(self) -> int:
         return len(self._trains)
 
+    def has_room(self, key: DatagramKey, now_ns: int) -> bool:
+        """Whether a first fragment's flow could be remembered."""
+        self.expire(now_ns)
+        return key in self._trains or len(self._trains) < self._limit
+
     def remember(self, key: DatagramKey, flow: FlowInfo, now_ns: int) -> bool:
         """Note the flow of a first fragment; False if there is no room."""
-        self.expire(now_ns)
-        if key not in self._trains and len(self._trains) >= self._limit:
+        if not self.has_room(key, now_ns):
             return False
         self._trains.pop(key, None)                               # to the end: the order is by deadline
         self._trains[key] = Train(flow.flow_id, flow.spec.arriving, now_ns + self._timeout_ns)

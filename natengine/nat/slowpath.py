@@ -4,7 +4,7 @@
 
     leaving    a destination from PREROUTING .. hairpinned (`nat/hairpin.py`), or ROUTED
                FORWARD says no ................ FORWARD_DROP
-               TCP, but not the opening SYN ... TCP_STATE
+               TCP, but not the opening SYN ... TCP_STATE (with `tcp_loose` an ACK will do)
                no nat rule .................... NO_RULE on an uplink; the head's own: unchanged
                enough flows, no port .......... HOST_LIMIT, OUT_OF_PORTS
                MASQUERADE ..................... a new flow
@@ -44,6 +44,7 @@ class SlowPath:
         self.mappings = MappingTable(rng, settings)
         self.arriving = Arriving(fast, self.mappings, settings)
         self._max_flows = settings.max_flows_per_host
+        self._loose = settings.tcp_loose
         self._flows_of: dict[int, int] = {}             # that inside hosts have begun, by their address
 
     def decide(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
@@ -80,7 +81,7 @@ class SlowPath:
         if way is None:
             return self._ask_rules(packet, now_ns)
         way.note(packet.ip.total_len)
-        refusal = _why_not_new(packet)
+        refusal = self._why_not_new(packet)
         return self._new_flow(packet, way.nat, now_ns, way.allow) if refusal is None else refusal
 
     def _ask_rules(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
@@ -103,7 +104,7 @@ class SlowPath:
         if is_drop(outcome):
             return Reason.RULE_DROP
         if isinstance(outcome.target, Masquerade):
-            refusal = None if packet.from_head else _why_not_new(packet)
+            refusal = None if packet.from_head else self._why_not_new(packet)
             if refusal is not None:
                 return refusal
             nat = self.policy.source_nat(outcome.target, packet.meta.out_ifindex, packet.ip.src)
@@ -114,7 +115,7 @@ class SlowPath:
             return self._own_flow(packet, now_ns)
         if outcome.handle == POLICY_HANDLE:
             return Reason.NO_RULE if self.policy.is_uplink(packet.meta.out_ifindex) else Reason.ROUTED
-        refusal = _why_not_new(packet)                  # an ACCEPT rule: not translated, on purpose
+        refusal = self._why_not_new(packet)             # an ACCEPT rule: not translated, on purpose
         return self._unchanged_flow(packet) if refusal is None else refusal
 
     def _second_half(self, packet: NewPacket, facts: PacketFacts, aimed: FlowSpec, now_ns: int) -> FlowSpec | Reason:
@@ -125,7 +126,7 @@ class SlowPath:
         asked, from_outside = aimed.outside_ip, self.policy.is_uplink(packet.meta.in_ifindex)
         if aimed.from_inside or from_outside or not self.policy.interfaces.owns(asked):
             return Reason.ROUTED
-        refusal = _why_not_new(packet)
+        refusal = self._why_not_new(packet)
         if refusal is not None:
             return refusal
         return self._new_flow(packet, self.policy.hairpin_nat(facts, asked), now_ns)
@@ -139,6 +140,18 @@ class SlowPath:
         if ip.proto == Proto.TCP:
             return not transport.tcp_flags & RST        # the answer to a stranger's SYN begins nothing
         return ip.proto != Proto.ICMP or transport.icmp_type == ICMP_ECHO_REQUEST
+
+    def _why_not_new(self, packet: NewPacket) -> Reason | None:
+        """Return why a forwarded packet cannot begin a flow, or None if it can."""
+        ip, transport = packet.ip, packet.transport
+        if ip.proto not in TRANSLATABLE:
+            return Reason.UNKNOWN_PROTOCOL
+        if ip.proto == Proto.TCP:
+            flags = transport.tcp_flags & (SYN | ACK | RST | FIN)
+            return None if flags == SYN or (flags == ACK and self._loose) else Reason.TCP_STATE
+        if ip.proto == Proto.ICMP and transport.icmp_type != ICMP_ECHO_REQUEST:
+            return Reason.ICMP_UNRELATED
+        return None
 
     def _new_flow(
         self, packet: NewPacket, nat: SourceNat, now_ns: int, allow: int = ASK_FORWARD
@@ -209,15 +222,3 @@ def _peer_port(packet: NewPacket) -> int:
 def _answers_a_stranger(packet: NewPacket) -> bool:
     """Whether this is from a TCP service of the head's own, to a peer that opened the connection."""
     return packet.from_head and packet.ip.proto == Proto.TCP and bool(packet.transport.tcp_flags & ACK)
-
-
-def _why_not_new(packet: NewPacket) -> Reason | None:
-    """Return why a forwarded packet cannot begin a flow, or None if it can."""
-    ip, transport = packet.ip, packet.transport
-    if ip.proto not in TRANSLATABLE:
-        return Reason.UNKNOWN_PROTOCOL
-    if ip.proto == Proto.TCP and transport.tcp_flags & (SYN | ACK | RST | FIN) != SYN:
-        return Reason.TCP_STATE
-    if ip.proto == Proto.ICMP and transport.icmp_type != ICMP_ECHO_REQUEST:
-        return Reason.ICMP_UNRELATED
-    return None

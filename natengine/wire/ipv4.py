@@ -18,7 +18,7 @@ from natengine.vocab import Proto
 Buffer = bytes | bytearray | memoryview
 
 MIN_HEADER = 20                     # IHL 5
-IP_CHECKSUM, IP_SRC, IP_DST = 10, 12, 16
+FRAGMENT_WORD, IP_CHECKSUM, IP_SRC, IP_DST = 6, 10, 12, 16
 MORE_FRAGMENTS = 0x2000
 OFFSET_MASK = 0x1FFF                # in units of 8 bytes
 

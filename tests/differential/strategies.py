@@ -16,7 +16,7 @@ SECOND_NS = 1_000_000_000
 INSIDE_IPS = (0x0A01000B, 0x0A01000C, 0xFFFFFFFF)
 OUTSIDE_IPS = (0xCB007101, 0x0A01000B, 0)          # the second: a flow that may be left unchanged
 PEER_IPS = (0xCB007102, 0xC0000201)
-PORTS = (0, 80, 40000, 0xFFFF)
+PORTS = (0, 53, 40000, 0xFFFF)
 
 hooks = st.sampled_from((Hook.PREROUTING, Hook.POSTROUTING))
 any_hooks = st.sampled_from((0, 0, 0, 4, 4, 4, 1, 2, 3, -1, 5))

@@ -153,8 +153,10 @@ WRONG_TRANSITIONS = (b"", bytes(119), bytes([10] * 120), bytes([254] * 120), lis
 WRONG_CONFIGS = [
     *(CONFIG._replace(capacity=value) for value in (0, -1, 2**28 + 1, 2**64, *NO_INTEGERS)),
     *(CONFIG._replace(hash_key=value) for value in WRONG_KEYS),
-    *(CONFIG._replace(udp_timeout_ns=value) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
-    *(CONFIG._replace(icmp_timeout_ns=value) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
+    *(CONFIG._replace(timeouts_ns=(value,) * 256) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
+    *(CONFIG._replace(timeouts_ns=value) for value in ((), (1,) * 255, (1,) * 257, None)),
+    *(CONFIG._replace(tcp_unacknowledged_ns=value) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
+    *(CONFIG._replace(dns_timeout_ns=value) for value in (-1, 2**62 + 1, 2**64, *NO_INTEGERS)),
     *(CONFIG._replace(tcp_timeouts_ns=value) for value in WRONG_TIMEOUTS),
     *(CONFIG._replace(transitions=value) for value in WRONG_TRANSITIONS),
     *(CONFIG._replace(segment_of_flags=value) for value in (b"", bytes(255), bytes([6] * 256), None)),
@@ -170,7 +172,7 @@ def test_same_errors_for_a_wrong_config(config: Any) -> None:
 
 
 def test_largest_times_and_timeouts() -> None:
-    config = table_config(tcp_timeouts_ns=(2**62,) * 10, udp_timeout_ns=2**62, icmp_timeout_ns=0)
+    config = table_config(tcp_timeouts_ns=(2**62,) * 10, timeouts_ns=(2**62,) * 256)
     infos = []
     for backend in load_both():
         table = backend.FastPath(config)

@@ -45,16 +45,19 @@ class Twins(RuleBasedStateMachine):
     """The steps.  `self.specs` remembers what was ever installed, so that packets meet flows."""
 
     @initialize(
-        capacity=st.integers(1, 6), start_ns=start_times, udp=timeouts, icmp=timeouts,
-        tcp=st.lists(timeouts, min_size=10, max_size=10), key=st.binary(min_size=16, max_size=16),
-        liberal=st.booleans(),
+        capacity=st.integers(1, 6), start_ns=start_times, udp=timeouts, other=timeouts, dns=timeouts,
+        tcp=st.lists(timeouts, min_size=10, max_size=10), unacknowledged=timeouts,
+        key=st.binary(min_size=16, max_size=16), liberal=st.booleans(), inbound_refresh=st.booleans(),
     )
     def start(
-        self, capacity: int, start_ns: int, tcp: list[int], udp: int, icmp: int, key: bytes, liberal: bool
+        self, capacity: int, start_ns: int, tcp: list[int], udp: int, other: int, dns: int, unacknowledged: int,
+        key: bytes, liberal: bool, inbound_refresh: bool,
     ) -> None:
         config = table_config(
-            capacity, tcp_timeouts_ns=tuple(tcp), udp_timeout_ns=udp, icmp_timeout_ns=icmp, hash_key=key,
-            tcp_liberal=liberal,
+            capacity, tcp_timeouts_ns=tuple(tcp),
+            timeouts_ns=tuple(udp if proto == Proto.UDP else other for proto in range(256)), hash_key=key,
+            tcp_liberal=liberal, tcp_unacknowledged_ns=unacknowledged, dns_timeout_ns=dns,
+            udp_inbound_refresh=inbound_refresh,
         )
         self.python, self.cython = (backend.FastPath(config) for backend in load_both())
         self.now_ns = start_ns

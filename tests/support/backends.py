@@ -14,14 +14,14 @@ import pytest
 from natengine import _fastpath_py
 from natengine._fastpath_py import TableConfig
 from natengine.errors import FastPathError
-from natengine.fastpath import select
-from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
-from natengine.settings import Timeouts
+from natengine.fastpath import configure, select
+from natengine.settings import Settings, Timeouts
 
 CHOICE = os.environ.get("NATENGINE_FASTPATH", "auto")
 NAMES = {"auto": ("python", "cython")}.get(CHOICE, (CHOICE,))
 
 DEFAULT = Timeouts()
+KEY = bytes(range(16))                      # of the hash: the same in every run
 
 
 def load_backend(name: str) -> ModuleType:
@@ -49,13 +49,5 @@ def fastpath_backend(request: pytest.FixtureRequest) -> ModuleType:
 
 def table_config(capacity: int = 16, timeouts: Timeouts = DEFAULT, **changes: object) -> TableConfig:
     """Return the configuration of the running engine, with a key that is the same in every run."""
-    config = TableConfig(
-        capacity=capacity,
-        tcp_timeouts_ns=timeouts_by_state(timeouts),
-        udp_timeout_ns=timeouts.udp_ns,
-        icmp_timeout_ns=timeouts.icmp_query_ns,
-        transitions=TRANSITIONS,
-        segment_of_flags=SEGMENT_OF_FLAGS,
-        hash_key=bytes(range(16)),
-    )
+    config = configure(Settings(max_flows=capacity, timeouts=timeouts), KEY)
     return config._replace(**changes)  # type: ignore[arg-type]

@@ -15,10 +15,11 @@ from collections.abc import Iterable
 from types import ModuleType
 
 import pytest
-from support.backends import table_config
+from support.backends import KEY
 from support.clock import ManualClock
 from support.packets import address
 
+from natengine.fastpath import configure
 from natengine.flow.records import FlowInfo
 from natengine.frontend.iptables import parse_command
 from natengine.nat.engine import NatEngine
@@ -60,7 +61,7 @@ class Gateway:
     ) -> None:
         settings = settings or Settings(max_flows=1024)
         self.clock = ManualClock(now_ns)
-        config = table_config(settings.max_flows, settings.timeouts)
+        config = configure(settings, KEY)
         self.engine = NatEngine(backend.FastPath(config), settings=settings, rng=random.Random(seed))
         self.engine.replace_interfaces(InterfaceTable(INTERFACES), now_ns)
         self.engine.replace_ruleset(ruleset(rules))

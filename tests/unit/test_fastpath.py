@@ -392,7 +392,7 @@ def test_flow_that_gets_no_packet_ends_a_second_after_it_began(table: FastPath) 
 
 @pytest.mark.parametrize("epoch_ns", EPOCHS)
 def test_timeout_longer_than_the_wheel(fastpath_backend: ModuleType, epoch_ns: int) -> None:
-    table = fastpath_backend.FastPath(table_config(udp_timeout_ns=30_000 * SECOND_NS))
+    table = fastpath_backend.FastPath(table_config(timeouts=Timeouts(udp_ns=30_000 * SECOND_NS)))
     table.expire(epoch_ns, 0)
     table.install(UDP, epoch_ns)
     send(table, UDP, LEAVING, epoch_ns)

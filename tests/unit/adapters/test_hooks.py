@@ -32,6 +32,9 @@ class FakeIptables:
             assert argv[1:] == ["-w", "--noflush"]
             assert input is not None
             return self.restore(input)
+        if argv == ["iptables-save"]:
+            lines = "".join(f":{chain} - [0:0]\n" for _, chain in self.chains)
+            return subprocess.CompletedProcess(argv, 0, f"*raw\n:PREROUTING ACCEPT [0:0]\n{lines}COMMIT\n", "")
         _, wait, _, table, *rest = argv
         assert wait == "-w"
         if rest[0] == "-C":
@@ -176,6 +179,15 @@ def test_removal_of_half_of_it(iptables: FakeIptables) -> None:
     iptables.chains.add(("raw", "natengine-in"))
     IptablesHooks((7, 7)).remove()
     assert iptables.transactions == ["*raw\n:natengine-in - [0:0]\n-X natengine-in\nCOMMIT\n"]
+
+
+def test_is_installed(iptables: FakeIptables) -> None:
+    """A chain is enough; no table is asked for by name, for that would make it."""
+    hooks = IptablesHooks((7, 7))
+    assert not hooks.is_installed()
+    iptables.chains.add(("raw", "natengine-in"))
+    assert hooks.is_installed()
+    assert iptables.commands == [["iptables-save"]] * 2
 
 
 def test_left_behind_by_a_killed_engine(iptables: FakeIptables) -> None:

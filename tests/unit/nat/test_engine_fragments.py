@@ -22,6 +22,7 @@ from support.packets import (
     udp,
 )
 
+from natengine.flow.tcp_state import TcpState
 from natengine.settings import Settings
 from natengine.vocab import Reason
 
@@ -297,3 +298,32 @@ def test_tiny_fragments_of_the_largest_datagram(gateway: Gateway) -> None:
     gateway.through(pieces[0])
     assert gateway.through(pieces[1])
     assert gateway.through(pieces[-1])
+
+
+# ── TCP ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_fragmented_segment_moves_the_state(gateway: Gateway) -> None:
+    """Its first fragment has the flags: SYN, SYN with ACK and RST count like those of whole segments."""
+    answer = "203.0.113.2:53 > 203.0.113.1:5000"
+    for piece in fragments(tcp(OUT, "S", DATA), 200):
+        gateway.through(piece)
+    assert gateway.flow().tcp_state == TcpState.SYN_SENT
+    for piece in fragments(tcp(answer, "SA", DATA, ack=1001 + len(DATA)), 200):
+        gateway.returned(piece)
+    assert gateway.flow().tcp_state == TcpState.SYN_RECV
+    gateway.through(tcp(OUT, "A", seq=1001 + len(DATA), ack=1001 + len(DATA)))
+    assert gateway.flow().tcp_state == TcpState.ESTABLISHED
+    for piece in fragments(tcp(OUT, "R", DATA, seq=1001 + len(DATA)), 200):
+        gateway.through(piece)
+    assert gateway.flow().tcp_state == TcpState.CLOSE
+
+
+def test_a_first_fragment_outside_the_window(gateway: Gateway) -> None:
+    """RFC 5961: whoever does not know the numbers cannot reset a connection in pieces either."""
+    gateway.through(tcp(OUT, "S"))
+    gateway.returned(tcp("203.0.113.2:53 > 203.0.113.1:5000", "SA"))
+    gateway.through(tcp(OUT, "A"))
+    first = fragments(tcp("203.0.113.2:53 > 203.0.113.1:5000", "R", DATA, seq=900_000), 200)[0]
+    assert reason_of(gateway.back(first)) is Reason.TCP_WINDOW
+    assert gateway.flow().tcp_state == TcpState.ESTABLISHED

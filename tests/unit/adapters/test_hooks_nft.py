@@ -1,0 +1,157 @@
+"""The text that goes to nft; nothing is run."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from natengine.adapters import hooks_nft
+from natengine.adapters.hook_plan import Action, HookPlan, HookRule, Place
+from natengine.adapters.hooks_nft import CHAINS, NftHooks
+from natengine.errors import HostError
+
+
+class FakeNft:
+    """Stands where `subprocess.run` does."""
+
+    def __init__(self) -> None:
+        self.transactions: list[str] = []
+        self.checks: list[str] = []
+        self.is_there = False
+        self.refuse: str | None = None
+
+    def __call__(self, argv: list[str], *, input: str | None, **options: object) -> object:
+        assert options["timeout"] and argv[0] == "nft"
+        if argv[1] == "list":
+            assert argv[2:] == ["table", "ip", "natengine"]
+            return subprocess.CompletedProcess(argv, 0 if self.is_there else 1, "", "")
+        assert input is not None and argv[-2:] == ["-f", "-"]
+        if self.refuse is not None:
+            return subprocess.CompletedProcess(argv, 1, "", self.refuse)
+        if "--check" in argv:
+            self.checks.append(input)
+        else:
+            self.transactions.append(input)
+            self.is_there = "delete table" not in input
+        return subprocess.CompletedProcess(argv, 0, "", "")
+
+
+@pytest.fixture
+def nft(monkeypatch: pytest.MonkeyPatch) -> FakeNft:
+    fake = FakeNft()
+    monkeypatch.setattr(subprocess, "run", fake)
+    monkeypatch.setattr(hooks_nft.shutil, "which", lambda program: f"/sbin/{program}")
+    return fake
+
+
+FRAME = """\
+add table ip natengine
+add chain ip natengine leaving { type filter hook postrouting priority -151; policy accept; }
+add chain ip natengine arriving { type filter hook prerouting priority -301; policy accept; }
+flush table ip natengine
+"""
+
+
+def test_installation(nft: FakeNft) -> None:
+    """One transaction; the chains stay, so that there is no moment between the old rules and the new ones."""
+    NftHooks((7, 7)).sync(HookPlan(("bond0.2", "bond0.3")))
+    assert nft.transactions == [FRAME + """\
+add rule ip natengine leaving oifname "bond0.2" queue num 7
+add rule ip natengine leaving oifname "bond0.3" queue num 7
+add rule ip natengine arriving iifname "bond0.2" queue num 7
+add rule ip natengine arriving iifname "bond0.3" queue num 7
+"""]
+    assert "bypass" not in nft.transactions[0] and "delete" not in nft.transactions[0]
+
+
+def test_nothing_new_nothing_run(nft: FakeNft) -> None:
+    """The same plan again costs nothing, another one replaces it."""
+    installed = NftHooks((7, 7))
+    for plan in (HookPlan(("bond0.2",)), HookPlan(("bond0.2",)), HookPlan()):
+        installed.sync(plan)
+    assert len(nft.transactions) == 2
+    assert nft.transactions[1] == FRAME
+
+
+@pytest.mark.parametrize(
+    ("plan", "rule"),
+    [
+        (HookPlan((), any_interface=True), 'oifname != "lo" queue num 7'),
+        (HookPlan(("ppp+",)), 'oifname "ppp*" queue num 7'),
+        (HookPlan(("+",)), "queue num 7"),
+        (HookPlan(("a*",)), r'oifname "a\*" queue num 7'),
+    ],
+)
+def test_interfaces(nft: FakeNft, plan: HookPlan, rule: str) -> None:
+    """All but the loopback, and iptables' wildcard in nft's words."""
+    NftHooks((7, 7)).sync(plan)
+    assert f"add rule ip natengine leaving {rule}\n" in nft.transactions[0]
+
+
+def test_several_queues(nft: FakeNft) -> None:
+    """The kernel spreads connections over them."""
+    NftHooks((7, 10)).sync(HookPlan(("bond0.2",)))
+    assert 'iifname "bond0.2" queue num 7-10\n' in nft.transactions[0]
+
+
+def test_a_rule_that_drops(nft: FakeNft) -> None:
+    """Instead of queueing."""
+    rule = HookRule(Place.LEAVING, "bond0.2", action=Action.DROP)
+    assert NftHooks((7, 7))._text(CHAINS[Place.LEAVING], rule, 0) == 'oifname "bond0.2" drop'
+
+
+def test_hairpinning(nft: FakeNft) -> None:
+    """What is for an uplink's address is taken on any interface, marked, and taken again where it leaves."""
+    NftHooks((7, 7)).sync(HookPlan(("bond0.2",), addresses=("203.0.113.1",), mark=0x10))
+    assert nft.transactions == [FRAME + """\
+add rule ip natengine leaving oifname "bond0.2" queue num 7
+add rule ip natengine leaving meta mark & 0x10 == 0x10 queue num 7
+add rule ip natengine arriving iifname "bond0.2" queue num 7
+add rule ip natengine arriving iifname != "lo" ip daddr 203.0.113.1 meta mark set meta mark | 0x10
+add rule ip natengine arriving meta mark & 0x10 == 0x10 queue num 7
+"""]
+
+
+def test_a_name_that_nft_cannot_say(nft: FakeNft) -> None:
+    """It would end the string, and what follows would be read as rules."""
+    with pytest.raises(HostError, match=r'a"b.*--hooks iptables'):
+        NftHooks((7, 7)).sync(HookPlan(('a"b',)))
+    assert nft.transactions == []
+
+
+def test_removal(nft: FakeNft) -> None:
+    """The table in one piece; what is not there is no error."""
+    installed = NftHooks((7, 7))
+    installed.sync(HookPlan(("bond0.2",)))
+    nft.transactions.clear()
+    installed.remove()
+    installed.remove()
+    assert nft.transactions == ["delete table ip natengine\n"]
+
+
+def test_probe(nft: FakeNft) -> None:
+    """The kernel is asked with everything that a plan needs, about a table that never comes to be."""
+    NftHooks((7, 7)).probe()
+    assert nft.transactions == []
+    assert 'add rule ip natengine-trial arriving iifname "lo" queue num 7\n' in nft.checks[0]
+    assert "meta mark set" in nft.checks[0]
+
+
+def test_refusal(nft: FakeNft) -> None:
+    """What nft said, what is missing, what to try; and it is tried again next time."""
+    installed = NftHooks((7, 7))
+    nft.refuse = "Error: Could not process rule: No such file or directory\n  ^^^^\n"
+    for attempt in (installed.probe, lambda: installed.sync(HookPlan(("bond0.2",)))):
+        with pytest.raises(HostError, match=r"No such file or directory.*modprobe nft_queue, or --hooks iptables"):
+            attempt()
+    nft.refuse = None
+    installed.sync(HookPlan(("bond0.2",)))
+    assert len(nft.transactions) == 1
+
+
+def test_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one, and how to get it."""
+    monkeypatch.setattr(hooks_nft.shutil, "which", lambda _program: None)
+    with pytest.raises(HostError, match="nft is not installed"):
+        NftHooks((7, 7))
