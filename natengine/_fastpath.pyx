@@ -262,18 +262,15 @@ A flow table of fixed capacity and the packet path over it.
                 return
             at = (at + 1) & self.index_mask
 
-    cdef int finish(
-        self, uint8_t *data, const Headers *headers, uint32_t out_ifindex, int64_t now_ns
-    ) noexcept nogil:
+    cdef int finish(self, uint8_t *data, const Headers *headers, uint32_t out_ifindex, int64_t now_ns) noexcept nogil:
         """Find the flow, and do to it and to the packet what `translate` does."""
         cdef uint32_t flow_id = self.lookup(&headers.key, headers.tag)
         if flow_id == NOBODY:
             return PATH_MISS
         cdef Flow *flow = &self.flows[flow_id]
         cdef bint leaving = headers.key.leaving
-        if flow.generation != self.generation:
-            return PATH_STALE
-        if leaving and flow.from_inside and out_ifindex != flow.uplink_ifindex and out_ifindex != 0:
+        cdef bint moved = leaving and flow.from_inside and out_ifindex != flow.uplink_ifindex and out_ifindex != 0
+        if flow.generation != self.generation or moved:
             return PATH_STALE
         cdef bint is_reply = leaving != flow.from_inside
         if not flow.allow & (ALLOW_REPLY if is_reply else ALLOW_ORIGINAL if flow.seen_reply else ALLOW_NEW):
@@ -477,8 +474,7 @@ A flow table of fixed capacity and the packet path over it.
         """
         cdef uint32_t address = <uint32_t>fit(outside_ip, 0, UINT32_MAX)
         cdef int64_t first = fit(first_id, 0, UINT32_MAX)
-        cdef int64_t end = min(first + fit(looks, 0, UINT32_MAX), <int64_t>self.fresh)
-        cdef int64_t flow_id
+        cdef int64_t flow_id, end = min(first + fit(looks, 0, UINT32_MAX), <int64_t>self.fresh)
         found = [
             flow_id for flow_id in range(first, end)
             if self.flows[flow_id].in_use and self.flows[flow_id].outside_ip == address

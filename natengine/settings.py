@@ -71,5 +71,6 @@ class Settings:
     tcp_liberal: bool = False                      # nf_conntrack_tcp_be_liberal: only RSTs must be in the window
     tcp_loose: bool = False                        # nf_conntrack_tcp_loose: an ACK may begin a flow, mid-stream
     udp_inbound_refresh: bool = True               # RFC 4787 REQ-6: outbound packets always refresh; inbound ones too
+    hairpin_mark: int = 1 << 28                    # set in the packet mark between two hooks; 0: no hairpinning
     fragment_timeout_ns: int = 30 * SECOND_NS      # net.ipv4.ipfrag_time; RFC 6146 wants 2 s at least
     hooks: HookBackEnd = HookBackEnd.AUTO

@@ -6,6 +6,9 @@
 The guard of a gateway that has stopped: what is not the head's own neither leaves nor arrives, and the head does
 not tell anybody that the workers' connections are gone, so that the next engine can go on with them.
 
+Hairpinning: what comes from inside for an uplink's own address is taken, too, and marked with one bit; marked
+packets are taken once more where they leave.  Other bits of a packet's mark stay as they are.
+
 A back end (`hooks.py` for xtables, `hooks_nft.py`) renders the rules of a plan into chains of our own.  No rule
 lets a packet pass when nobody listens on the queue (fail closed).
 """
@@ -31,6 +34,7 @@ class Action(enum.Enum):
 
     QUEUE = enum.auto()
     DROP = enum.auto()
+    MARK = enum.auto()          # set the plan's mark, and go on to the next rule
 
 
 class Only(enum.Enum):
@@ -49,6 +53,8 @@ class HookRule(NamedTuple):
     interface: str = ""                     # arriving on, or leaving over; a trailing `+` is iptables' wildcard
     except_interface: str = ""              # any interface but this
     only: Only = Only.ANYTHING
+    destination: str = ""                   # a dotted quad
+    has_mark: bool = False                  # the plan's mark
     action: Action = Action.QUEUE
 
 
@@ -64,6 +70,8 @@ class HookPlan(NamedTuple):
     uplinks: tuple[str, ...] = ()           # interface names or patterns
     any_interface: bool = False             # every interface but the loopback, whatever `uplinks` says
     guard: bool = False                     # nobody listens: drop there what is not the head's own
+    addresses: tuple[str, ...] = ()         # dotted quads: packets to these are taken on any interface
+    mark: int = 0                           # bits of the packet mark; 0: `addresses` are not taken
 
     def rules(self, place: Place) -> list[HookRule]:
         """Return the rules of one place, in order."""
@@ -73,7 +81,14 @@ class HookPlan(NamedTuple):
             rules = [HookRule(place, uplink) for uplink in self.uplinks]
         if self.guard:
             return [rule._replace(only=only, action=Action.DROP) for rule in rules for only in GUARDED[place]]
-        return rules
+        if self.any_interface or not (self.mark and self.addresses):
+            return rules
+        if place is Place.ARRIVING:
+            rules += [
+                HookRule(place, except_interface="lo", destination=address, action=Action.MARK)
+                for address in self.addresses
+            ]
+        return [*rules, HookRule(place, has_mark=True)]
 
 
 class Hooks(Protocol):

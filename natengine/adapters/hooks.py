@@ -1,7 +1,10 @@
 """The rules of a `HookPlan`, in chains of our own, through xtables.
 
     raw    PREROUTING   -j natengine-in    -i UPLINK  -j NFQUEUE
+                                           ! -i lo -d ADDRESS  -j MARK
+                                           -m mark  -j NFQUEUE
     mangle POSTROUTING  -j natengine-out   -o UPLINK  -j NFQUEUE
+                                           -m mark  -j NFQUEUE
 
 No `--queue-bypass`: when nobody listens on the queue, nothing passes (fail closed).  Everything is
 changed by `iptables-restore --noflush`, one transaction a table, and touches our two chains and the
@@ -80,7 +83,7 @@ class IptablesHooks:
             # A guard: it holds the head's answers to what arrives until that is looked at, so it goes last.
             places.reverse()
         for place, chain in places:
-            rules = [f"-A {chain.name} {self._text(chain, rule)}" for rule in plan.rules(place)]
+            rules = [f"-A {chain.name} {self._text(chain, rule, plan.mark)}" for rule in plan.rules(place)]
             jump = [] if self._has_jump(chain) else [f"-I {chain.jump}"]
             self._restore(chain.table, [f":{chain.name} - [0:0]", *rules, *jump])
         self._installed = plan
@@ -98,16 +101,21 @@ class IptablesHooks:
         saved = programs.run(["iptables-save"]).stdout
         return any(f":{chain.name} " in saved for chain in CHAINS.values())
 
-    def _text(self, chain: Chain, rule: HookRule) -> str:
+    def _text(self, chain: Chain, rule: HookRule, mark: int) -> str:
         words = []
+        bits = f"{mark:#x}/{mark:#x}"
         if rule.interface:
             words.append(f"{chain.option} {rule.interface}")
         if rule.except_interface:
             words.append(f"! {chain.option} {rule.except_interface}")
         if rule.only is not Only.ANYTHING:
             words.append(ONLY[rule.place, rule.only])
-        words.append(f"-j {self._queue if rule.action is Action.QUEUE else 'DROP'}")
-        return " ".join(words)
+        if rule.destination:
+            words.append(f"-d {rule.destination}")
+        if rule.has_mark:
+            words.append(f"-m mark --mark {bits}")
+        targets = {Action.QUEUE: self._queue, Action.DROP: "DROP", Action.MARK: f"MARK --set-xmark {bits}"}
+        return " ".join([*words, f"-j {targets[rule.action]}"])
 
     def _has_jump(self, chain: Chain) -> bool:
         return self._iptables("-t", chain.table, "-C", *chain.jump.split()).returncode == 0

@@ -2,7 +2,10 @@
 
     table ip natengine
         chain leaving     hook postrouting, just before mangle    oifname UPLINK  queue
+                                                                  meta mark  queue
         chain arriving    hook prerouting, just before raw        iifname UPLINK  queue
+                                                                  iifname != "lo" ip daddr ADDRESS  meta mark set
+                                                                  meta mark  queue
 
 Every change is one transaction of `nft -f`, so both chains change at the same moment.  It rewrites the rules
 and leaves the chains where they are: a new chain and the old one would not take over from each other in
@@ -77,7 +80,7 @@ class NftHooks:
         Raises:
             HostError: It refuses.
         """
-        self._transact(TRIAL_TABLE, HookPlan(("lo",)), "--check")
+        self._transact(TRIAL_TABLE, HookPlan(("lo",), addresses=("127.0.0.1",), mark=1), "--check")
 
     def sync(self, plan: HookPlan) -> None:
         """Take exactly what this plan says from now on.
@@ -106,10 +109,11 @@ class NftHooks:
             lines.append(f"add chain {table} {chain.name} {{ {where}; policy accept; }}")
         lines.append(f"flush table {table}")
         for place, chain in CHAINS.items():
-            lines += [f"add rule {table} {chain.name} {self._text(chain, rule)}" for rule in plan.rules(place)]
+            texts = [self._text(chain, rule, plan.mark) for rule in plan.rules(place)]
+            lines += [f"add rule {table} {chain.name} {text}" for text in texts]
         self._nft("\n".join([*lines, ""]), *options)
 
-    def _text(self, chain: Chain, rule: HookRule) -> str:
+    def _text(self, chain: Chain, rule: HookRule, mark: int) -> str:
         words = []
         if rule.interface not in ("", "+"):         # iptables' "any interface"
             words.append(f"{chain.key} {_quoted(rule.interface)}")
@@ -117,8 +121,14 @@ class NftHooks:
             words.append(f"{chain.key} != {_quoted(rule.except_interface)}")
         if rule.only is not Only.ANYTHING:
             words.append(ONLY[rule.place, rule.only])
-        words.append(self._queue if rule.action is Action.QUEUE else "drop")
-        return " ".join(words)
+        if rule.destination:
+            words.append(f"ip daddr {rule.destination}")
+        if rule.has_mark:
+            words.append(f"meta mark & {mark:#x} == {mark:#x}")
+        actions = {
+            Action.QUEUE: self._queue, Action.DROP: "drop", Action.MARK: f"meta mark set meta mark | {mark:#x}",
+        }
+        return " ".join([*words, actions[rule.action]])
 
     def _nft(self, text: str, *options: str) -> None:
         result = programs.run(["nft", *options, "-f", "-"], text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ from natengine.frontend.listing import list_specs
 from natengine.frontend.save import dump, parse_restore
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
-from natengine.nat.policy import interface_matches, join_uplinks
+from natengine.nat.policy import interface_matches, is_uplink, join_uplinks
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
 from natengine.rules.model import RuleSet, Uplinks
@@ -212,15 +213,30 @@ class Gateway:
     def _interfaces_changed(self) -> None:
         self._routes.drain()
         self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
+        try:
+            self.hooks.sync(self._plan(self.engine.uplinks))
+        except HostError as error:      # what is translated goes on; it is tried again at the next change
+            print(f"natengine: {error}", file=sys.stderr, flush=True)
 
     def _look_at_local_ports(self) -> None:
         self.engine.replace_local_ports(read_local_ports())
 
     def _take_from(self, uplinks: Uplinks) -> None:
         """Take packets on these uplinks from now on; forward only once there is one."""
-        self.hooks.sync(HookPlan(uplinks.patterns, uplinks.any_interface))
+        self.hooks.sync(self._plan(uplinks))
         if uplinks.patterns or uplinks.any_interface:
             self._forwarding.enable()
+
+    def _plan(self, uplinks: Uplinks) -> HookPlan:
+        """Return what to take: the uplinks, and on the other interfaces what is for an uplink's address."""
+        addresses = {
+            format_ipv4(ip): None
+            for each in self.engine.interfaces if is_uplink(each, uplinks) for ip in each.addresses
+        }
+        return HookPlan(
+            uplinks.patterns, uplinks.any_interface,
+            addresses=tuple(addresses), mark=self.config.settings.hairpin_mark,
+        )
 
     def _put_in_force(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> list[str]:
         """Replace the rules (and, unless None, their counters), or change nothing; return warnings."""
@@ -282,8 +298,7 @@ class Gateway:
                     "ifindex": each.ifindex,
                     "up": each.up,
                     "addresses": [format_ipv4(ip) for ip in each.addresses],
-                    "uplink": any(interface_matches(pattern, each.name) for pattern in uplinks.patterns)
-                    or (uplinks.any_interface and each.default_route),
+                    "uplink": is_uplink(each, uplinks),
                 }
                 for each in self.engine.interfaces
             ],

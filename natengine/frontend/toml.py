@@ -22,6 +22,7 @@ S = TypeVar("S", Settings, Timeouts)
 _TIME = "_ns"                       # fields of this ending are written in seconds, without it
 MAX_SECONDS = 10 * 365 * 86_400     # more is a mistake
 MAX_NUMBER = 1 << 28
+MAX_MARK = (1 << 32) - 1
 
 
 def read_settings(text: str, source: str) -> Settings:
@@ -65,7 +66,7 @@ def _value(default: Any, value: Any, where: str, *, is_time: bool) -> Any:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} is true or false, not {value!r}")
         return value
-    limit = MAX_SECONDS if is_time else MAX_NUMBER
+    limit = MAX_SECONDS if is_time else MAX_MARK if where.endswith("_mark") else MAX_NUMBER
     if isinstance(value, bool) or not isinstance(value, int | float if is_time else int) or not 0 <= value <= limit:
         what = f"seconds, 0 to {limit}" if is_time else f"a whole number from 0 to {limit}"
         raise ConfigError(f"{where} is {what}, not {value!r}")

@@ -1,10 +1,13 @@
-"""A packet from an uplink without a flow: is it for somebody inside, for the head itself, or for nobody?
+"""A packet without a flow before routing: is it for somebody inside, for the head itself, or for nobody?
 
     a source from here ................... SPOOFED (RFC 2827)
     no mapping at its destination ........ the head's own business; but see "held"
     a port that the head uses itself ..... the head's own business
     a mapping, and filtering lets it in .. a new flow of the mapping's owner
     a mapping, and filtering does not .... FILTERED: dropped in silence
+
+From inside (hairpinning, RFC 4787 REQ-9) a mapping takes whoever writes to it, and nothing is held: the head
+answers for its own ports as ever.  `nat/hairpin.py` does the rest of it.
 
 Filtering (RFC 4787 5, RFC 5382 4.3) is who may send to a mapped port: anybody, any port of a host that was
 written to, or just who was written to, for whom there is a flow already.
@@ -50,31 +53,35 @@ class Arriving:
 
     def decide(self, packet: NewPacket, policy: Policy) -> FlowSpec | Reason:
         """Return the flow that this packet begins, or why it begins none; the spec holds a mapping."""
-        is_local, from_uplink = policy.interfaces.is_local(packet.ip.dst), policy.is_uplink(packet.meta.in_ifindex)
-        if not from_uplink:
-            return Reason.LOCAL_IN if is_local else Reason.ROUTED
-        if policy.is_spoofed(packet.ip.src):
+        from_outside = policy.is_uplink(packet.meta.in_ifindex)
+        if from_outside and policy.is_spoofed(packet.ip.src):
             return Reason.SPOOFED
-        if not is_local:
-            return Reason.UNSOLICITED
+        if not policy.interfaces.is_local(packet.ip.dst):
+            return Reason.UNSOLICITED if from_outside else Reason.ROUTED
         if packet.ip.proto not in (Proto.TCP, Proto.UDP):
             return Reason.LOCAL_IN
-        proto, port = packet.ip.proto, packet.transport.dst_port_or_icmp_id
-        outside = Endpoint(proto, packet.ip.dst, port)
-        owner = self._mappings.owner(outside)
-        if self._is_head_s(owner, outside):
-            waits = self._local_ports is not None and port not in self._local_ports.get(proto, ())
-            if waits and self._loose and proto == Proto.TCP and not _opens(packet):
+        outside = Endpoint(packet.ip.proto, packet.ip.dst, packet.transport.dst_port_or_icmp_id)
+        owner = self._owner(outside)
+        if not from_outside:
+            return Reason.LOCAL_IN if owner is None or not _begins(packet) else self._new_flow(
+                packet, outside, owner, policy
+            )
+        if owner is None:
+            waits = self._local_ports is not None and not self._is_reserved(outside)
+            if waits and self._loose and not _begins(packet):
                 return Reason.TCP_STATE     # of a connection to be picked up when the inside speaks: no RST to it
             return Reason.SYN_HELD if waits and self._may_be_held(packet) else Reason.LOCAL_IN
-        assert owner is not None
-        if self._lets_in(outside, packet.ip.src) and (proto != Proto.TCP or _opens(packet)):
+        if self._lets_in(outside, packet.ip.src) and _begins(packet):
             return self._new_flow(packet, outside, owner, policy)
         return Reason.SYN_HELD if self._may_be_held(packet) else Reason.FILTERED
 
-    def _is_head_s(self, owner: Owner | None, outside: Endpoint) -> bool:
-        if owner is None or owner.inside.ip == outside.ip:
-            return True
+    def _owner(self, outside: Endpoint) -> Owner | None:
+        """Return who inside has this outside endpoint; None if that is the head itself, or nobody."""
+        owner = self._mappings.owner(outside)
+        is_heads = owner is not None and owner.inside.ip == outside.ip
+        return None if is_heads or self._is_reserved(outside) else owner
+
+    def _is_reserved(self, outside: Endpoint) -> bool:
         return self._local_ports is not None and outside.port_or_icmp_id in self._local_ports.get(outside.proto, ())
 
     def _lets_in(self, outside: Endpoint, peer_ip: int) -> bool:
@@ -151,6 +158,11 @@ class HeldSyns:
 
 def _outside(spec: FlowSpec) -> Endpoint:
     return Endpoint(spec.proto, spec.outside_ip, spec.outside_port)
+
+
+def _begins(packet: NewPacket) -> bool:
+    """Whether a packet may begin a flow."""
+    return packet.ip.proto != Proto.TCP or _opens(packet)
 
 
 def _opens(packet: NewPacket) -> bool:

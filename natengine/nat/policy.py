@@ -34,7 +34,7 @@ from natengine.rules.matches import (
 )
 from natengine.rules.model import ChainName, RuleSet, Table, TableName, Uplinks
 from natengine.rules.targets import Accept, Drop, Masquerade, Passing
-from natengine.vocab import CtState, PacketMeta, Proto
+from natengine.vocab import CtState, Interface, PacketMeta, Proto
 from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
 from natengine.wire.tcp import ACK, SYN
 
@@ -64,6 +64,13 @@ class Way(NamedTuple):
 def interface_matches(pattern: str, name: str) -> bool:
     """Whether an interface name fits an iptables pattern (`bond0.2`, `bond0.+`)."""
     return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
+
+
+def is_uplink(interface: Interface, uplinks: Uplinks) -> bool:
+    """Whether this interface is guarded: a rule names it, or a rule names none and the default route goes out here."""
+    if uplinks.any_interface and interface.default_route:
+        return True
+    return any(interface_matches(pattern, interface.name) for pattern in uplinks.patterns)
 
 
 def join_uplinks(before: Uplinks, now: Uplinks) -> Uplinks:
@@ -115,16 +122,9 @@ class Policy:
         return compile_chain(found, count, table=table, around=around)
 
     def is_uplink(self, ifindex: int) -> bool:
-        """Whether untranslated inside addresses must not leave here, nor strangers' packets enter.
-
-        A rule names the interface; or a rule names none, and the default route goes out here.
-        """
+        """Whether untranslated inside addresses must not leave here, nor strangers' packets enter."""
         interface = self.interfaces.get(ifindex)
-        if interface is None:
-            return False
-        if self.uplinks.any_interface and interface.default_route:
-            return True
-        return any(interface_matches(pattern, interface.name) for pattern in self.uplinks.patterns)
+        return interface is not None and is_uplink(interface, self.uplinks)
 
     def is_spoofed(self, source: int) -> bool:
         """Whether nobody behind an uplink can have this source address: it is the head's, or an inside network's.
@@ -267,8 +267,22 @@ class Policy:
         outside_ip = self.interfaces.outside_address(out_ifindex, source)
         if outside_ip is None:
             return None
-        ports = (target.to_ports.first, target.to_ports.last) if target.to_ports else None
-        return SourceNat(outside_ip, not (target.random or target.random_fully), ports)
+        return _masqueraded(target, outside_ip)
+
+    def hairpin_nat(self, facts: PacketFacts, outside_ip: int) -> SourceNat:
+        """Return how the source of a hairpinned packet is translated to this address.
+
+        As if it left over the uplink that has the address: so a host has one endpoint, whoever looks at it.
+        Where no rule would translate it there, as a rule without options would.
+        """
+        (name,) = [each.name for each in self.interfaces if outside_ip in each.addresses][:1] or [""]
+        target = self._postrouting_uncounted(facts._replace(out_name=name, dst=outside_ip)).target
+        return _masqueraded(target if isinstance(target, Masquerade) else Masquerade(), outside_ip)
+
+
+def _masqueraded(target: Masquerade, outside_ip: int) -> SourceNat:
+    ports = (target.to_ports.first, target.to_ports.last) if target.to_ports else None
+    return SourceNat(outside_ip, not (target.random or target.random_fully), ports)
 
 
 def _flow_facts(spec: FlowSpec, state: CtState, *, original: bool) -> FlowFacts:

@@ -2,8 +2,8 @@
 
     arriving   `nat/arriving.py`
 
-    leaving    FORWARD says no ................ FORWARD_DROP
-               a reply translated already ..... ROUTED
+    leaving    a destination from PREROUTING .. hairpinned (`nat/hairpin.py`), or ROUTED
+               FORWARD says no ................ FORWARD_DROP
                TCP, but not the opening SYN ... TCP_STATE (with `tcp_loose` an ACK will do)
                no nat rule .................... NO_RULE on an uplink; the head's own: unchanged
                enough flows, no port .......... HOST_LIMIT, OUT_OF_PORTS
@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from natengine.fastpath import NOT_FOUND, FastPath
 from natengine.flow.mappings import Endpoint, MappingTable, MayShare, NoPort, Wanted
-from natengine.flow.records import Allow, FlowKey, FlowSpec, flow_key, icmp_query_port
+from natengine.flow.records import Allow, FlowKey, FlowSpec, icmp_query_port
 from natengine.nat.arriving import Arriving
+from natengine.nat.hairpin import find_aimed
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import ASK_FORWARD, Policy, SourceNat, is_drop
 from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
@@ -102,9 +103,11 @@ class SlowPath:
         if packet.from_head:
             if not self._is_trackable(packet):
                 return Reason.LOCAL_OUT
-        elif self.policy.uplinks.any_interface and self._was_translated(packet):
-            return Reason.ROUTED
-        elif not self.policy.forwards(facts):
+            return self._source_nat(packet, facts, now_ns)
+        aimed = find_aimed(self._fast, packet)
+        if aimed is not None:
+            return self._second_half(packet, facts, aimed, now_ns)
+        if not self.policy.forwards(facts):
             return Reason.FORWARD_DROP
         return self._source_nat(packet, facts, now_ns)
 
@@ -128,26 +131,18 @@ class SlowPath:
         refusal = self._why_not_new(packet)             # an ACCEPT rule: not translated, on purpose
         return self._unchanged_flow(packet) if refusal is None else refusal
 
-    def _was_translated(self, packet: NewPacket) -> bool:
-        """Whether this is a reply that PREROUTING has turned to its inside host already.
+    def _second_half(self, packet: NewPacket, facts: PacketFacts, aimed: FlowSpec, now_ns: int) -> FlowSpec | Reason:
+        """PREROUTING has given the packet its destination, and FORWARD was asked then; what about its source?
 
-        It passes POSTROUTING once more where a rule without an out-interface makes every interface
-        an uplink.  It then looks like a packet of the flow's inside tuple, the other way round.
+        It stays, but for what came from inside and was for an address of the head's: that is hairpinned.
         """
-        ip, transport = packet.ip, packet.transport
-        if ip.proto == Proto.ICMP:
-            return self._fast.find(
-                flow_key(
-                    Hook.POSTROUTING, ip.proto, ip.dst, transport.src_port_or_icmp_id, ip.src, 0,
-                    icmp_query_port(Hook.PREROUTING, transport.icmp_type),
-                )
-            ) != NOT_FOUND
-        return self._fast.find(
-            flow_key(
-                Hook.POSTROUTING, ip.proto, ip.dst, transport.dst_port_or_icmp_id,
-                ip.src, transport.src_port_or_icmp_id, 0,
-            )
-        ) != NOT_FOUND
+        asked, from_outside = aimed.outside_ip, self.policy.is_uplink(packet.meta.in_ifindex)
+        if aimed.from_inside or from_outside or not self.policy.interfaces.owns(asked):
+            return Reason.ROUTED
+        refusal = self._why_not_new(packet)
+        if refusal is not None:
+            return refusal
+        return self._new_flow(packet, self.policy.hairpin_nat(facts, asked), now_ns)
 
     def _is_trackable(self, packet: NewPacket) -> bool:
         """Whether a packet of the head's own begins (or goes on with) a flow that is worth a record."""

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from conftest import NewEngine
 from gateway_tools import (
     ADDRESS,
     DEADLINE_S,
@@ -17,6 +18,7 @@ from gateway_tools import (
     conntrack_lines,
     dropped,
     echo,
+    head_state,
     udp_socket,
     udp_whoami,
     wait_for,
@@ -121,3 +123,32 @@ def test_one_of_several_addresses_goes(lab: Lab, engine: Engine) -> None:
         wait_for("the end of its flow", lambda: not conntrack_lines(engine, "-q", "198.51.100.50"))
         assert conntrack_lines(engine, "-q", UPLINK["inet3"])
         assert udp_whoami(datagrams, "inet3")[0] == UPLINK["inet3"]
+
+
+# ── what the hooks of hairpinning do meanwhile ──────────────────────────────────────────────────
+
+
+def test_hooks_follow_the_addresses(lab: Lab, engine: Engine) -> None:
+    """An address more on an uplink: what is for it is taken; and no longer when it is gone."""
+    head, rule = lab.node("head"), "-d 203.0.113.50/32"
+
+    def is_taken() -> bool:
+        return any(rule in line for line in head_state(lab).rules)
+
+    assert not is_taken()
+    head.run(["ip", "address", "add", "203.0.113.50/24", "dev", "bond0.2"], timeout=10)
+    try:
+        wait_for("the hook", is_taken)
+    finally:
+        head.run(["ip", "address", "del", "203.0.113.50/24", "dev", "bond0.2"], timeout=10)
+    wait_for("no hook", lambda: not is_taken())
+
+
+def test_a_rule_without_an_interface(lab: Lab, new_engine: NewEngine) -> None:
+    """Everything is taken at both hooks then; hairpinning is the same."""
+    new_engine().type(["iptables -t nat -A POSTROUTING -j MASQUERADE"])
+    with udp_socket(lab.node("worker1")) as one, udp_socket(lab.node("worker2")) as two:
+        first, second = udp_whoami(one, "inet2"), udp_whoami(two, "inet2")
+        two.settimeout(DEADLINE_S)
+        one.sendto(b"question", second)
+        assert two.recvfrom(100) == (b"question", first)

@@ -6,6 +6,7 @@
  4. A wrong transport checksum stays wrong, a right one right.
  5. `process` never raises, and counts each packet once; what it holds, when it is released.
  6. When all flows have ended, every port is free.
+ 7. A host inside that is reached through an outside address sees an outside address, too.
 """
 
 from __future__ import annotations
@@ -216,6 +217,33 @@ class Promises(RuleBasedStateMachine):
         pieces = fragments(whole, 24, ident)[:3]
         for i in order:
             self.step(pieces[i % len(pieces)][:], Hook.POSTROUTING, BOND_DEF, BOND_2)
+
+    @rule(
+        worker=st.sampled_from(WORKERS), sport=ports, via=uplinks, dport=ports, is_tcp=st.booleans(), letters=flags,
+        payload=data,
+    )
+    def hairpin(
+        self, worker: str, sport: int, via: int, dport: int, is_tcp: bool, letters: str, payload: bytes
+    ) -> None:
+        """A worker writes to an outside address of the head, through both hooks; promise 7, and the answer."""
+        text = f"{worker}:{sport} > {OWN[via]}:{dport}"
+        packet = tcp(text, letters, payload) if is_tcp else udp(text, payload)
+        if not self.crosses(packet):
+            return
+        assert describe(packet).startswith(f"{OWN[via]}:")
+        assert transport_is_right(packet)
+        back = swapped(describe(packet))
+        answer = tcp(back, "R", ack=1001) if is_tcp else udp(back)
+        if self.crosses(answer):
+            assert describe(answer) == swapped(text)
+
+    def crosses(self, packet: bytearray) -> bool:
+        """Whether a packet goes from one worker to another one."""
+        if self.step(packet, Hook.PREROUTING, BOND_DEF, 0).packet is None:
+            return False
+        decision = self.step(packet, Hook.POSTROUTING, BOND_DEF, BOND_DEF)
+        assert decision.verdict is Verdict.DROP or decision.packet is not None, "shows its inside address"
+        return decision.packet is not None
 
     # ── packets that make none ──────────────────────────────────────────────────────────────────
 

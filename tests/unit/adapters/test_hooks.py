@@ -122,6 +122,29 @@ def test_every_interface(iptables: FakeIptables) -> None:
     assert "bond0.2" not in "".join(iptables.transactions)
 
 
+def test_hairpinning(iptables: FakeIptables) -> None:
+    """What is for an uplink's address is taken on any interface, marked, and taken again where it leaves."""
+    IptablesHooks((7, 7)).sync(HookPlan(("bond0.2",), addresses=("203.0.113.1", "203.0.113.50"), mark=0x10))
+    assert iptables.transactions == [
+        "*mangle\n:natengine-out - [0:0]\n-A natengine-out -o bond0.2 -j NFQUEUE --queue-num 7\n"
+        "-A natengine-out -m mark --mark 0x10/0x10 -j NFQUEUE --queue-num 7\n"
+        "-I POSTROUTING -j natengine-out\nCOMMIT\n",
+        "*raw\n:natengine-in - [0:0]\n-A natengine-in -i bond0.2 -j NFQUEUE --queue-num 7\n"
+        "-A natengine-in ! -i lo -d 203.0.113.1 -j MARK --set-xmark 0x10/0x10\n"
+        "-A natengine-in ! -i lo -d 203.0.113.50 -j MARK --set-xmark 0x10/0x10\n"
+        "-A natengine-in -m mark --mark 0x10/0x10 -j NFQUEUE --queue-num 7\n"
+        "-I PREROUTING -j natengine-in\nCOMMIT\n",
+    ]
+
+
+def test_no_hairpinning_without_a_mark(iptables: FakeIptables) -> None:
+    """Or where every interface is taken anyway."""
+    addresses = ("203.0.113.1",)
+    for plan in (HookPlan(("bond0.2",), addresses=addresses), HookPlan((), True, addresses, 0x10)):
+        IptablesHooks((7, 7)).sync(plan)
+    assert "mark" not in "".join(iptables.transactions).lower()
+
+
 def test_several_queues(iptables: FakeIptables) -> None:
     """The kernel spreads connections over them."""
     IptablesHooks((7, 10)).sync(HookPlan(("bond0.2",)))

@@ -98,7 +98,19 @@ def test_several_queues(nft: FakeNft) -> None:
 def test_a_rule_that_drops(nft: FakeNft) -> None:
     """Instead of queueing."""
     rule = HookRule(Place.LEAVING, "bond0.2", action=Action.DROP)
-    assert NftHooks((7, 7))._text(CHAINS[Place.LEAVING], rule) == 'oifname "bond0.2" drop'
+    assert NftHooks((7, 7))._text(CHAINS[Place.LEAVING], rule, 0) == 'oifname "bond0.2" drop'
+
+
+def test_hairpinning(nft: FakeNft) -> None:
+    """What is for an uplink's address is taken on any interface, marked, and taken again where it leaves."""
+    NftHooks((7, 7)).sync(HookPlan(("bond0.2",), addresses=("203.0.113.1",), mark=0x10))
+    assert nft.transactions == [FRAME + """\
+add rule ip natengine leaving oifname "bond0.2" queue num 7
+add rule ip natengine leaving meta mark & 0x10 == 0x10 queue num 7
+add rule ip natengine arriving iifname "bond0.2" queue num 7
+add rule ip natengine arriving iifname != "lo" ip daddr 203.0.113.1 meta mark set meta mark | 0x10
+add rule ip natengine arriving meta mark & 0x10 == 0x10 queue num 7
+"""]
 
 
 def test_a_name_that_nft_cannot_say(nft: FakeNft) -> None:
@@ -123,6 +135,7 @@ def test_probe(nft: FakeNft) -> None:
     NftHooks((7, 7)).probe()
     assert nft.transactions == []
     assert 'add rule ip natengine-trial arriving iifname "lo" queue num 7\n' in nft.checks[0]
+    assert "meta mark set" in nft.checks[0]
 
 
 def test_refusal(nft: FakeNft) -> None:
