@@ -42,7 +42,7 @@ from natengine.wire.ipv4 import (
     parse_transport_untrusted,
 )
 from natengine.wire.rewrite import complete_checksum, rewrite_destination, rewrite_source
-from natengine.wire.tcp import RST, TcpSegment, read_segment
+from natengine.wire.tcp import RST, SYN, TcpSegment, clamp_mss, read_segment
 
 __all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
@@ -129,6 +129,7 @@ class FastPath:
         self._wheel: list[dict[int, None]] = [{} for _ in range(SLOTS)]
         self._tick = 0                                      # the next second `expire` looks at
         self._generation = 0
+        self._mss_limits: dict[int, int] = {}               # by uplink
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
@@ -172,13 +173,17 @@ class FastPath:
         needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
         if not flow.allow & needed:
             return Path.REFUSED_FORWARD
+        changed = False
         if ip.proto == Proto.TCP:
-            refusal = self._follow(flow, is_reply, read_segment(packet, ip))
+            segment = read_segment(packet, ip)
+            refusal = self._follow(flow, is_reply, segment)
             if refusal:
                 return refusal
+            if segment.flags & SYN and spec.uplink_ifindex in self._mss_limits:
+                changed = clamp_mss(packet, ip, self._mss_limits[spec.uplink_ifindex])
         self._note(flow, is_reply, ip.total_len, now_ns)
         if spec.inside_ip == spec.outside_ip and spec.inside_port == spec.outside_port:
-            return Path.UNCHANGED
+            return Path.TRANSLATED if changed else Path.UNCHANGED
         if hook == Hook.POSTROUTING:
             rewrite_source(packet, ip, spec.outside_ip, spec.outside_port)
         else:
@@ -325,6 +330,11 @@ class FastPath:
         flow = self._flows[flow_id]
         flow.allow = allow
         flow.generation = self._generation
+
+    def clamp(self, mss_limits: dict[int, int]) -> None:
+        """Set by the uplink's ifindex how large segments a SYN, either way, may offer to take; none: no limit."""
+        limits = {_fit(uplink, _U32): _fit(limit, _U16) for uplink, limit in mss_limits.items()}
+        self._mss_limits = limits
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 

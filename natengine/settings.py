@@ -62,5 +62,6 @@ class Settings:
     max_fragment_trains: int = 4096                # datagrams in flight as fragments, all hosts together
     tcp_liberal: bool = False                      # nf_conntrack_tcp_be_liberal: only RSTs must be in the window
     tcp_loose: bool = False                        # nf_conntrack_tcp_loose: an ACK may begin a flow, mid-stream
+    clamp_mss_to_pmtu: tuple[str, ...] = ()        # uplinks, as `-o` has them, whose SYNs are made to fit their MTU
     udp_inbound_refresh: bool = True               # RFC 4787 REQ-6: outbound packets always refresh; inbound ones too
     fragment_timeout_ns: int = 30 * SECOND_NS      # net.ipv4.ipfrag_time; RFC 6146 wants 2 s at least

@@ -118,6 +118,7 @@ class Interface(NamedTuple):
     broadcasts: tuple[int, ...] = ()
     default_route: bool = False         # a default route goes out here
     up: bool = True
+    mtu: int = 65535                    # the largest packet that it takes
 
 
 class Rng(Protocol):

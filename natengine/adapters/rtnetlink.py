@@ -63,6 +63,7 @@ class RouteSocket:
                 link["index"], link.get_attr("IFLA_IFNAME"),
                 tuple(addresses[link["index"]] + secondary[link["index"]]),
                 tuple(broadcasts[link["index"]]), link["index"] in default, bool(link["flags"] & IFF_UP),
+                link.get_attr("IFLA_MTU"),
             )
             for link in self._dumps.get_links()
         ]

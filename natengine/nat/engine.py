@@ -20,6 +20,7 @@ from natengine.nat.arriving import LocalPorts
 from natengine.nat.fragments import DatagramKey, FragmentTable, contradicts_itself
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.mss import mss_limits
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
@@ -71,6 +72,7 @@ class NatEngine:
         self._fast = fast
         self._fragments = FragmentTable(settings.max_fragment_trains, settings.fragment_timeout_ns)
         self._by_reason = [0] * (max(Reason) + 1)
+        self._clamped = settings.clamp_mss_to_pmtu
         self.outbox = Outbox()
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
@@ -367,6 +369,7 @@ class NatEngine:
         return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks)
 
     def _renew_policy(self) -> None:
+        self._fast.clamp(mss_limits(self._clamped, self.interfaces))
         self._slow.policy = self._policy()
         self._fast.invalidate()
 

@@ -57,7 +57,9 @@ def specs(draw: st.DrawFn, any_port: bool = False) -> FlowSpec:
 
 
 options = st.sampled_from((b"", b"", b"", b"\1\1\1\1", b"\1" * 12, b"\1" * 39 + b"\0"))
-tcp_options = st.sampled_from((b"", b"", b"\1\1\1\1", b"\2\4\5\xb4", b"\1" * 40, b"\3\3\7\0", b"\1\3\3\xff"))
+tcp_options = st.sampled_from((
+    b"", b"", b"\1\1\1\1", b"\2\4\5\xb4", b"\1\2\4\5\xb4\1\1\1", b"\2\4\0\0", b"\1" * 40, b"\3\3\7\0", b"\1\3\3\xff",
+))
 strange_tcp_options = tcp_options | st.binary(min_size=4, max_size=4) | st.just(b"\2\0\3\3\7\0\0\0")
 payloads = st.binary(max_size=9) | st.sampled_from((b"\0" * 8, b"\xff" * 7))
 tcp_flags = st.sampled_from((2, 18, 16, 17, 4, 20, 1, 0)) | st.integers(0, 255)

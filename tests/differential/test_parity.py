@@ -121,6 +121,9 @@ WRONG_CALLS = [
         for place in range(6) for wrong in (*NO_INTEGERS, *BEYOND)
     ),
     ("find", None), ("find", ()), ("find", tuple(SPEC.leaving)), ("find", list(SPEC.leaving)), ("find", {}),
+    *(("clamp", {uplink: 1}) for uplink in (*NO_INTEGERS[:4], *BEYOND)),
+    *(("clamp", {1: limit}) for limit in (*NO_INTEGERS, *BEYOND, 65536)),
+    ("clamp", None), ("clamp", {}),
     *(("expire", now_ns, 1) for now_ns in (*NO_INTEGERS, *BEYOND)),
     *(("expire", 0, budget) for budget in (*NO_INTEGERS, *BEYOND)),
     ("expire", 0), ("snapshot", 1), ("invalidate", 1), ("oldest_unreplied", 1),

@@ -136,6 +136,10 @@ class Twins(RuleBasedStateMachine):
     def approve(self, flow_id: int, allow: int) -> None:
         self.both("approve", flow_id, allow)
 
+    @rule(limits=st.dictionaries(st.sampled_from((3, 4, 2**31 - 1)), st.sampled_from((0, 1220, 1460, 0xFFFF))))
+    def clamp(self, limits: dict[int, int]) -> None:
+        self.both("clamp", limits)
+
     @rule()
     def invalidate(self) -> None:
         self.both("invalidate")

@@ -74,14 +74,16 @@ def udp(text: str, data: bytes = b"data", *, checksum: bool = True, **header: in
 
 def tcp(
     text: str, flags: str = "S", data: bytes = b"", *, seq: int | None = None, ack: int = 1001,
-    **header: int | bytes,
+    tcp_options: bytes = b"", **header: int | bytes,
 ) -> bytearray:
     """Return a TCP segment; `flags` are letters of FSRPAU.  Both sides begin with number 1000."""
     src, sport, dst, dport = _sides(text)
     bits = sum(_FLAGS[letter] for letter in flags)
     if seq is None:
         seq = 1000 if bits & SYN else 1001
-    segment = bytearray(struct.pack("!HHIIBBHHH", sport, dport, seq, ack, 5 << 4, bits, 512, 0, 0) + data)
+    offset = 5 + len(tcp_options) // 4
+    segment = bytearray(struct.pack("!HHIIBBHHH", sport, dport, seq, ack, offset << 4, bits, 512, 0, 0))
+    segment += tcp_options + data
     return ipv4(src, dst, TCP, _with_checksum(segment, 16, src, dst, TCP), **header)  # type: ignore[arg-type]
 
 

@@ -22,12 +22,14 @@ def test_some_things_said() -> None:
         port_overloading = false
         port_hold_down = 0.5
         max_ports_per_host = 100
+        clamp_mss_to_pmtu = ["ppp+", "bond0.2"]
         [timeouts]
         udp = 120
     """
     assert read_settings(text, "f") == Settings(
         mapping=MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT, filtering=FilteringBehaviour.ADDRESS_DEPENDENT,
         port_overloading=False, port_hold_down_ns=SECOND_NS // 2, max_ports_per_host=100,
+        clamp_mss_to_pmtu=("ppp+", "bond0.2"),
         timeouts=Timeouts(udp_ns=120 * SECOND_NS),
     )
 
@@ -50,6 +52,8 @@ def test_every_time_is_a_key_in_seconds() -> None:
     ("tcp_liberal = 1", "f: tcp_liberal is true or false, not 1"),
     ("max_ports_per_host = 1.5", "f: max_ports_per_host is a whole number from 0 to 268435456, not 1.5"),
     ("max_ports_per_host = true", "f: max_ports_per_host is a whole number from 0 to 268435456, not True"),
+    ("clamp_mss_to_pmtu = true", "f: clamp_mss_to_pmtu is a list of names, such as [\"bond0.2\", \"ppp+\"], not True"),
+    ("clamp_mss_to_pmtu = ['a', 1]", "f: clamp_mss_to_pmtu is a list of names, such as [\"bond0.2\", \"ppp+\"], not ["),
     ("syn_hold = -1", "f: syn_hold is seconds, 0 to 315360000, not -1"),
     ("[timeouts]\nudp = '5m'", "f: timeouts.udp is seconds, 0 to 315360000, not '5m'"),
     ("[timeouts]\nudp = inf", "f: timeouts.udp is seconds, 0 to 315360000, not inf"),
