@@ -34,8 +34,7 @@ from natengine.flow.tcp_window import UNHEARD_SIDES, Judgement, has_unacknowledg
 from natengine.flow.timeouts import DNS_PORT
 from natengine.vocab import Hook, Proto
 from natengine.wire.ipv4 import (
-    ICMP_ECHO_REPLY,
-    ICMP_ECHO_REQUEST,
+    ICMP_COUNTERPART,
     Ipv4Fields,
     Transport,
     parse_ipv4_untrusted,
@@ -144,14 +143,14 @@ class FastPath:
         hook, now_ns = _fit(hook, _INT), _fit(now_ns, _TIME_NS)
         try:
             ip = parse_ipv4_untrusted(packet)
-            if ip.is_fragment or ip.proto not in (Proto.TCP, Proto.UDP, Proto.ICMP):
+            if ip.is_fragment:
                 return Path.SPECIAL
             transport = parse_transport_untrusted(packet, ip)
         except Truncated:
             return Path.TRUNCATED
         except BadPacket:
             return Path.BAD_HEADER
-        if ip.proto == Proto.ICMP and transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
+        if ip.proto == Proto.ICMP and transport.icmp_type not in ICMP_COUNTERPART:
             return Path.SPECIAL
         flow = self._by_key.get(
             flow_key(

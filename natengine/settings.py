@@ -29,6 +29,11 @@ class Timeouts:
     udp_ns: int = 300 * SECOND_NS                  # RFC 4787 REQ-5c: 5 min recommended, 2 min at least
     udp_dns_ns: int = 10 * SECOND_NS               # after an answer from port 53 (RFC 4787 REQ-5a)
     icmp_query_ns: int = 60 * SECOND_NS            # RFC 5508 REQ-2: 60 s at least
+    udplite_ns: int = 300 * SECOND_NS              # as UDP
+    dccp_ns: int = 7440 * SECOND_NS                # RFC 5597, as RFC 5382 REQ-5; its states are not followed
+    sctp_ns: int = 600 * SECOND_NS                 # more than heartbeats are apart (RFC 9260 8.3: 30 s and more)
+    gre_ns: int = 600 * SECOND_NS
+    generic_ns: int = 600 * SECOND_NS              # all other protocols: nf_conntrack_generic_timeout
 
 
 class MappingBehaviour(enum.Enum):

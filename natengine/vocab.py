@@ -26,6 +26,12 @@ class Proto(enum.IntEnum):
     ICMP = 1
     TCP = 6
     UDP = 17
+    DCCP = 33
+    GRE = 47
+    ESP = 50
+    AH = 51
+    SCTP = 132
+    UDPLITE = 136
 
 
 class Verdict(enum.IntEnum):
@@ -68,7 +74,7 @@ class Reason(enum.IntEnum):
     TCP_STATE = 23          # a segment that the connection's state does not allow (conntrack: INVALID)
     ICMP_UNRELATED = 24     # an ICMP error about nothing we know, or a type NAT has no business with
     FRAGMENT_ORPHAN = 25    # a later fragment whose first one was not seen
-    UNKNOWN_PROTOCOL = 26   # a protocol that the engine cannot translate
+    UNKNOWN_PROTOCOL = 26   # a protocol that cannot be translated (AH signs the addresses)
     BAD_HEADER = 27         # a header that contradicts itself
     TRUNCATED = 28          # fewer bytes captured than the headers promise
     FRAGMENT_LIMIT = 29     # the memory for fragments is full
@@ -77,6 +83,7 @@ class Reason(enum.IntEnum):
     HOST_LIMIT = 32         # an inside host has as many flows or outside ports as it may have (RFC 6888 REQ-4)
     FILTERED = 33           # for a mapped port, from somebody whom the filtering does not let in
     SYN_HELD = 34           # a SYN from outside that nobody waits for; its sender is told in 6 s (RFC 5382 REQ-4)
+    PEER_TAKEN = 40         # another inside host talks to that peer, and the protocol has no ports to tell them apart
 
     @property
     def verdict(self) -> Verdict:

@@ -7,8 +7,10 @@ order of a stop is the reverse.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,9 +170,12 @@ class Gateway:
         return ended
 
     def _send_own(self) -> None:
-        """Send what the engine itself has to say."""
+        """Send what the engine itself has to say, to hosts and to the log."""
         if self.engine.outbox:
             self._sender.send(self.engine.outbox.take())
+        for line in self.engine.notices.take() if self.engine.notices else ():
+            with contextlib.suppress(OSError):          # a log that cannot be written to stops no packets
+                print(f"natengine: {line}", file=sys.stderr, flush=True)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the packet thread, from any other one."""

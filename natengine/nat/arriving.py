@@ -23,6 +23,7 @@ from natengine.flow.records import Allow, FlowKey, FlowSpec
 from natengine.nat.outbox import PORT_UNREACHABLE, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy
+from natengine.nat.protocols import WITH_FILTERING
 from natengine.settings import FilteringBehaviour, Settings
 from natengine.vocab import CtState, Proto, Reason
 from natengine.wire.ipv4 import parse_ipv4_untrusted
@@ -51,7 +52,7 @@ class Arriving:
         """Return the flow that this packet begins, or why it begins none; the spec holds a mapping."""
         if not policy.interfaces.is_local(packet.ip.dst):
             return Reason.UNSOLICITED if policy.is_uplink(packet.meta.in_ifindex) else Reason.ROUTED
-        if packet.ip.proto not in (Proto.TCP, Proto.UDP) or not policy.is_uplink(packet.meta.in_ifindex):
+        if packet.ip.proto not in WITH_FILTERING or not policy.is_uplink(packet.meta.in_ifindex):
             return Reason.LOCAL_IN
         proto, port = packet.ip.proto, packet.transport.dst_port_or_icmp_id
         outside = Endpoint(proto, packet.ip.dst, port)

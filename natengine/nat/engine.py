@@ -3,7 +3,7 @@
     packet ─> fast path ── known flow ──> rewritten, or refused by its state or by FORWARD
                  │ MISS ───> slow path: rules, outside port ──> a new flow ──> fast path again
                  │ STALE ──> FORWARD asked again ──> fast path again
-                 └ SPECIAL > ICMP errors, fragments, other protocols
+                 └ SPECIAL > ICMP errors, fragments
 
 It performs no I/O and reads no clock: the time, the interfaces and the dice are arguments.  The
 same packets at the same times with the same dice give the same bytes.  One thread owns it.
@@ -21,17 +21,18 @@ from natengine.nat.fragments import DatagramKey, FragmentTable, contradicts_itse
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.mss import mss_limits
+from natengine.nat.notices import Notices
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
-from natengine.nat.slowpath import TRANSLATABLE, SlowPath
+from natengine.nat.protocols import peer_taken
+from natengine.nat.slowpath import SlowPath
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
 from natengine.wire.ipv4 import (
-    ICMP_ECHO_REPLY,
-    ICMP_ECHO_REQUEST,
+    ICMP_COUNTERPART,
     Ipv4Fields,
     Transport,
     parse_ipv4_untrusted,
@@ -50,7 +51,7 @@ _SETTLED: dict[int, Reason] = {
     Path.TRUNCATED: Reason.TRUNCATED,
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
-_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT})
+_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT, Reason.PEER_TAKEN})
 _PORTLESS = Transport(0, 0, 0, 0, 0)
 
 
@@ -74,6 +75,7 @@ class NatEngine:
         self._by_reason = [0] * (max(Reason) + 1)
         self._clamped = settings.clamp_mss_to_pmtu
         self.outbox = Outbox()
+        self.notices = Notices()
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
@@ -122,9 +124,7 @@ class NatEngine:
             return self._begin(packet, new, now_ns)
         if path == Path.STALE:
             return self._ask_again(packet, new, now_ns)
-        if ip.proto == Proto.ICMP:
-            return self._icmp(packet, new)
-        return self._other_protocol(new)
+        return self._icmp(packet, new)
 
     def _begin(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Let the rules decide about a packet without a flow."""
@@ -144,6 +144,8 @@ class NatEngine:
 
     def _refuse(self, reason: Reason, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Do what goes with some reasons for not beginning a flow; return the reason."""
+        if reason is Reason.PEER_TAKEN:
+            self.notices.say(reason, peer_taken(new), now_ns)
         if reason in _NO_ROOM:
             self._tell_sender(packet, new, now_ns)
         elif reason is Reason.SYN_HELD:
@@ -174,17 +176,6 @@ class NatEngine:
         info = self._fast.info(flow_id)
         assert info is not None
         self._fast.approve(flow_id, self._slow.policy.allow_later(info.spec))
-
-    def _other_protocol(self, new: NewPacket) -> Reason:
-        """A protocol without ports that we know: the head's own passes, the rest cannot be translated."""
-        if new.meta.hook == Hook.PREROUTING:
-            return self._without_flow(new, Reason.UNSOLICITED)
-        if new.from_head:
-            return Reason.LOCAL_OUT
-        if not self._routed(new):
-            return Reason.UNKNOWN_PROTOCOL
-        facts = self._slow.policy.facts(new.ip, new.transport, new.meta, CtState.NEW)
-        return Reason.ROUTED if self._slow.policy.forwards(facts) else Reason.FORWARD_DROP
 
     def _routed(self, new: NewPacket) -> bool:
         """Whether the packet is at an interface that is no uplink.
@@ -245,10 +236,8 @@ class NatEngine:
         if ip.fragment_offset:
             return self._later_fragment(packet, NewPacket(ip, _PORTLESS, meta), now_ns)
         new = NewPacket(ip, parse_transport_untrusted(packet, ip), meta)
-        if ip.proto == Proto.ICMP and new.transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
+        if ip.proto == Proto.ICMP and new.transport.icmp_type not in ICMP_COUNTERPART:
             return self._icmp_unrelated(new)
-        if ip.proto not in TRANSLATABLE:
-            return self._other_protocol(new)
         return self._first_fragment(packet, new, now_ns)
 
     def _first_fragment(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:

@@ -48,7 +48,7 @@ def _rewrite(
     """Write one endpoint and update the IP and transport checksums by RFC 1624.
 
     `new_port` None means that the bytes behind the IP header are not a transport header: a later
-    fragment, or a protocol without ports.
+    fragment.  Of a protocol whose ports cannot be changed, or that has none, only the address is written.
 
     Returns:
         The change (`difference16`, added up) of the sum over all bytes of the packet, for a checksum outside
@@ -61,7 +61,7 @@ def _rewrite(
     new_header_sum = update(header_sum, address_change)
     put16(packet, IP_CHECKSUM, new_header_sum)
     change = address_change + difference16(header_sum, new_header_sum)
-    if new_port is None:
+    if new_port is None or ip.proto not in TRANSPORT_CHECKSUM:      # nothing there that could follow a change
         return change
     if ip.proto == Proto.ICMP:
         port_at = ICMP_IDENTIFIER
@@ -81,8 +81,8 @@ def _rewrite(
     if ip.proto == Proto.UDP and old_sum == 0:     # the sender computed none (RFC 768)
         return change
     new_sum = update(old_sum, transport_change + port_change)
-    if new_sum == 0 and (ip.proto == Proto.UDP or _is_zero_echo(packet, ip, start)):
-        new_sum = 0xFFFF                           # in UDP 0 would mean "none"
+    if new_sum == 0 and (ip.proto in (Proto.UDP, Proto.UDPLITE) or _is_zero_echo(packet, ip, start)):
+        new_sum = 0xFFFF                           # 0 means "none" in UDP, nothing in UDP-Lite (RFC 3828)
     put16(packet, sum_at, new_sum)
     return change + difference16(old_sum, new_sum)
 

@@ -14,7 +14,7 @@ import struct
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 _FLAGS = {"F": FIN, "S": SYN, "R": RST, "P": PSH, "A": ACK, "U": URG}
-ICMP, TCP, UDP, GRE = 1, 6, 17, 47
+ICMP, TCP, UDP, DCCP, GRE, ESP, AH, SCTP, UDPLITE = 1, 6, 17, 33, 47, 50, 51, 132, 136
 MORE_FRAGMENTS = 0x2000
 
 
