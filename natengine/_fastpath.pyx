@@ -81,9 +81,10 @@ cdef extern from *:
 
 
 def complete_checksum(packet: bytearray) -> None:
-    """Compute, in place, the TCP or UDP checksum of a packet whose sender left it to the hardware.
+    """Compute, in place, the TCP, UDP or SCTP checksum of a packet whose sender left it to the hardware.
 
-    A later fragment, a packet that is not whole and any other protocol have none: they stay as they are.
+    Of an IPIP or GRE packet it is that of the packet inside.  A later fragment, a packet that is not whole and any
+    other protocol have none: they stay as they are.
     """
     if not PyByteArray_Check(packet):
         raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")

@@ -33,6 +33,7 @@ from natengine.flow.tcp_state import REFUSED, SEGMENTS, STATES, TcpState
 from natengine.flow.tcp_window import UNHEARD_SIDES, Judgement, has_unacknowledged, judge, note, unhear
 from natengine.flow.timeouts import DNS_PORT
 from natengine.vocab import Hook, Proto
+from natengine.wire.complete import complete_checksum
 from natengine.wire.ipv4 import (
     ICMP_COUNTERPART,
     Ipv4Fields,
@@ -40,7 +41,7 @@ from natengine.wire.ipv4 import (
     parse_ipv4_untrusted,
     parse_transport_untrusted,
 )
-from natengine.wire.rewrite import complete_checksum, rewrite_destination, rewrite_source
+from natengine.wire.rewrite import rewrite_destination, rewrite_source
 from natengine.wire.tcp import RST, SYN, TcpSegment, clamp_mss, read_segment
 
 __all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]

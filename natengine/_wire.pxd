@@ -15,7 +15,9 @@ cdef enum:
     IS_ICMP = 1                     # `vocab.Proto`
     IS_TCP = 6
     IS_UDP = 17
+    IS_IPIP = 4
     IS_DCCP = 33
+    IS_GRE = 47
     IS_SCTP = 132
     IS_UDPLITE = 136
 
@@ -135,8 +137,53 @@ cdef inline uint8_t *transport_checksum(uint8_t *data, size_t length) noexcept n
     return data + at
 
 
+cdef inline uint32_t tunnelled(const uint8_t *data, size_t length) noexcept nogil:
+    """Return where the IPv4 packet inside an IPIP or GRE packet begins, or 0; within `length`."""
+    if length < 20 or data[0] >> 4 != 4 or load16(data + 6) & 0x3FFF:
+        return 0
+    cdef uint32_t start = (data[0] & 15) * 4
+    cdef uint32_t total_len = load16(data + 2)
+    if start < 20 or total_len > length:
+        return 0
+    if data[9] == IS_GRE and total_len >= start + 4 and not load16(data + start) & 7:
+        if load16(data + start + 2) == 0x0800:
+            start += 4 + 4 * ((data[start] >> 7) + (data[start] >> 5 & 1) + (data[start] >> 4 & 1))
+            return start if start <= total_len else 0
+    return start if data[9] == IS_IPIP and start <= total_len else 0
+
+
+cdef inline uint32_t crc32c(const uint8_t *data, size_t length) noexcept nogil:
+    cdef uint32_t value = 0xFFFFFFFFu
+    cdef size_t at
+    cdef int bit
+    for at in range(length):
+        value ^= data[at]
+        for bit in range(8):
+            value = value >> 1 ^ (0x82F63B78u & -(value & 1))
+    return ~value
+
+
+cdef inline void complete_sctp(uint8_t *data, size_t length) noexcept nogil:
+    if length < 20 or data[0] >> 4 != 4 or load16(data + 6) & 0x3FFF:
+        return
+    cdef uint32_t start = (data[0] & 15) * 4
+    cdef uint32_t total_len = load16(data + 2)
+    if start < 20 or total_len > length or start + 12 > total_len:
+        return
+    store32(data + start + 8, 0)
+    cdef uint32_t value = crc32c(data + start, total_len - start)
+    store32(data + start + 8, value << 24 | (value & 0xFF00) << 8 | value >> 8 & 0xFF00 | value >> 24)
+
+
 cdef inline void complete_transport_checksum(uint8_t *data, size_t length) noexcept nogil:
-    """Compute the TCP or UDP checksum of a packet that has none yet; `_fastpath_py.complete_checksum`."""
+    """Compute the checksum of a packet that has none yet; `_fastpath_py.complete_checksum`."""
+    cdef uint32_t inside = tunnelled(data, length)
+    if inside:
+        length = load16(data + 2) - inside
+        data += inside
+    if length >= 20 and data[9] == IS_SCTP:
+        complete_sctp(data, length)
+        return
     cdef uint8_t *field = transport_checksum(data, length)
     if field == NULL:
         return

@@ -24,6 +24,7 @@ class Proto(enum.IntEnum):
     """IP protocol numbers that the engine knows by name."""
 
     ICMP = 1
+    IPIP = 4
     TCP = 6
     UDP = 17
     DCCP = 33

@@ -6,16 +6,14 @@ the packet quoted by an ICMP error all come here.
 
 from __future__ import annotations
 
-from natengine.errors import BadPacket
 from natengine.vocab import Proto
-from natengine.wire.checksum import checksum, difference16, difference32, pseudo_header_sum, update
+from natengine.wire.checksum import difference16, difference32, update
 from natengine.wire.ipv4 import (
     IP_CHECKSUM,
     IP_DST,
     IP_SRC,
     TRANSPORT_CHECKSUM,
     Ipv4Fields,
-    parse_ipv4_untrusted,
 )
 
 ICMP_IDENTIFIER = 4                 # offset in the ICMP header
@@ -95,24 +93,3 @@ def _is_zero_echo(packet: bytearray, ip: Ipv4Fields, start: int) -> bool:
     """
     rest = start + TRANSPORT_CHECKSUM[Proto.ICMP] + 2
     return ip.proto == Proto.ICMP and not any(packet[start:rest - 2]) and not any(packet[rest:ip.total_len])
-
-
-def complete_checksum(packet: bytearray) -> None:
-    """Compute, in place, the TCP or UDP checksum of a packet whose sender left it to the hardware.
-
-    A later fragment, a packet that is not whole and any other protocol have none: they stay as they are.
-    """
-    try:
-        ip = parse_ipv4_untrusted(packet)
-    except BadPacket:
-        return
-    length = ip.total_len - ip.header_len
-    if ip.is_fragment or ip.proto not in (Proto.TCP, Proto.UDP):
-        return
-    sum_at = ip.header_len + TRANSPORT_CHECKSUM[Proto(ip.proto)]
-    if sum_at + 2 > ip.total_len:
-        return
-    put16(packet, sum_at, 0)
-    pseudo = pseudo_header_sum(ip.src, ip.dst, ip.proto, length)
-    value = checksum(packet[ip.header_len:ip.total_len], pseudo)
-    put16(packet, sum_at, 0xFFFF if value == 0 and ip.proto == Proto.UDP else value)

@@ -87,7 +87,7 @@ def test_numbers_of_the_pxd_are_those_of_the_enums() -> None:
     assert {name: Hook[name].value for name in hooks} == hooks
     protos = {name: int(value) for name, value in re.findall(r"\bIS_(\w+) = (\d+)", text)}
     assert {name: Proto[name].value for name in protos} == protos
-    assert {proto.name for proto in (*WITH_PORTS, Proto.ICMP)} == set(protos)
+    assert {proto.name for proto in (*WITH_PORTS, Proto.ICMP)} < set(protos)
 
 
 def test_both_know_the_same_icmp_queries() -> None:
