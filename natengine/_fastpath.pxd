@@ -40,6 +40,8 @@ cdef class FastPath:
     cdef uint8_t segment_of_flags[256]
     cdef bint tcp_liberal
     cdef bint udp_inbound_refresh
+    cdef bint clamps                # whether there are any `mss_limits`
+    cdef dict mss_limits            # by uplink
 
     # Whole packet path of a known flow; returns a Path.  `data` need not be aligned; nothing behind
     # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call these.  It is in three
@@ -50,6 +52,7 @@ cdef class FastPath:
     cdef int finish(self, uint8_t *data, const Headers *headers, uint32_t out_ifindex, int64_t now_ns) noexcept nogil
 
     cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil
+    cdef bint clamp_syn(self, uint8_t *data, const Headers *headers, uint32_t uplink) noexcept with gil
     cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil
     cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil
     cdef uint64_t next_deadline(self, const Flow *flow, bint is_reply, uint64_t now_ns) noexcept nogil

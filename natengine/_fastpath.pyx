@@ -36,7 +36,8 @@ from natengine._flow_record cimport (
     read_spec, unlink,
 )
 from natengine._tcp_window cimport (
-    ASIDE, FLAG_RST, FLAG_SYN, OUTSIDE, Segment, Side, has_unacknowledged, judge, note_segment, read_segment,
+    ASIDE, FLAG_RST, FLAG_SYN, OUTSIDE, Segment, Side, clamp_mss, has_unacknowledged, judge, note_segment,
+    read_segment,
 )
 from natengine._wire cimport (
     HOOK_POSTROUTING, HOOK_PREROUTING, IS_ICMP, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
@@ -88,9 +89,10 @@ cdef extern from *:
 
 
 def complete_checksum(packet: bytearray) -> None:
-    """Compute, in place, the TCP or UDP checksum of a packet whose sender left it to the hardware.
+    """Compute, in place, the TCP, UDP or SCTP checksum of a packet whose sender left it to the hardware.
 
-    A later fragment, a packet that is not whole and any other protocol have none: they stay as they are.
+    Of an IPIP or GRE packet it is that of the packet inside.  A later fragment, a packet that is not whole and any
+    other protocol have none: they stay as they are.
     """
     if not PyByteArray_Check(packet):
         raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
@@ -277,14 +279,17 @@ A flow table of fixed capacity and the packet path over it.
             return PATH_REFUSED_FORWARD
         cdef Segment segment
         cdef int refusal
+        cdef bint changed = False
         if flow.proto == IS_TCP:
             read_segment(data, headers, &segment)
             refusal = self.follow(flow, is_reply, &segment)
             if refusal:
                 return refusal
+            if segment.flags & FLAG_SYN and self.clamps:
+                changed = self.clamp_syn(data, headers, flow.uplink_ifindex)
         self.note(flow_id, is_reply, headers.total_len, <uint64_t>now_ns)
         if flow.inside_ip == flow.outside_ip and flow.inside_port == flow.outside_port:
-            return PATH_UNCHANGED
+            return PATH_TRANSLATED if changed else PATH_UNCHANGED
         if leaving:
             rewrite(data, headers, flow.outside_ip, flow.outside_port)
         else:
@@ -567,6 +572,18 @@ A flow table of fixed capacity and the packet path over it.
         self.flows[wanted].allow = bits
         self.flows[wanted].uplink_ifindex = uplink
         self.flows[wanted].generation = self.generation
+
+    def clamp(self, mss_limits: dict[int, int]) -> None:
+        """Set by the uplink's ifindex how large segments a SYN, either way, may offer to take; none: no limit."""
+        limits = {
+            fit(uplink, 0, UINT32_MAX): fit(limit, 0, UINT16_MAX) for uplink, limit in mss_limits.items()
+        }
+        self.mss_limits, self.clamps = limits, len(limits) > 0
+
+    cdef bint clamp_syn(self, uint8_t *data, const Headers *headers, uint32_t uplink) noexcept with gil:
+        """SYNs are few: they may ask a dictionary."""
+        limit = self.mss_limits.get(uplink)
+        return limit is not None and clamp_mss(data, headers, <uint16_t>limit)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -34,17 +34,17 @@ from natengine.flow.tcp_state import REFUSED, SEGMENTS, STATES, TcpState
 from natengine.flow.tcp_window import Judgement, has_unacknowledged, judge, note, unhear
 from natengine.flow.timeouts import DNS_PORT
 from natengine.vocab import Hook, Proto
+from natengine.wire.complete import complete_checksum
 from natengine.wire.ipv4 import (
-    ICMP_ECHO_REPLY,
-    ICMP_ECHO_REQUEST,
+    ICMP_COUNTERPART,
     Ipv4Fields,
     Transport,
     parse_ipv4_untrusted,
     parse_packet_untrusted,
     parse_transport_untrusted,
 )
-from natengine.wire.rewrite import complete_checksum, rewrite_destination, rewrite_source
-from natengine.wire.tcp import RST, TcpSegment, read_segment
+from natengine.wire.rewrite import rewrite_destination, rewrite_source
+from natengine.wire.tcp import RST, SYN, TcpSegment, clamp_mss, read_segment
 
 __all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
@@ -89,6 +89,7 @@ class FastPath:
         self._wheel: list[dict[int, None]] = [{} for _ in range(SLOTS)]
         self._tick = fit(now_ns, TIME_NS) // TICK_NS      # the next second `expire` looks at
         self._generation = 0
+        self._mss_limits: dict[int, int] = {}               # by uplink
         self._image = None if memory is None else FlowImage(memory, config.capacity)
         if self._image is not None:
             self._take_over(self._image)
@@ -134,14 +135,14 @@ class FastPath:
         hook, now_ns, out_ifindex = fit(hook, INT), fit(now_ns, TIME_NS), fit(out_ifindex, U32)
         try:
             ip = parse_ipv4_untrusted(packet)
-            if ip.is_fragment or ip.proto not in (Proto.TCP, Proto.UDP, Proto.ICMP):
+            if ip.is_fragment:
                 return Path.SPECIAL
             transport = parse_transport_untrusted(packet, ip)
         except Truncated:
             return Path.TRUNCATED
         except BadPacket:
             return Path.BAD_HEADER
-        if ip.proto == Proto.ICMP and transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
+        if ip.proto == Proto.ICMP and transport.icmp_type not in ICMP_COUNTERPART:
             return Path.SPECIAL
         flow = self._by_key.get(
             flow_key(
@@ -163,13 +164,17 @@ class FastPath:
         needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
         if not flow.allow & needed:
             return Path.REFUSED_FORWARD
+        changed = False
         if ip.proto == Proto.TCP:
-            refusal = self._follow(flow, is_reply, read_segment(packet, ip))
+            segment = read_segment(packet, ip)
+            refusal = self._follow(flow, is_reply, segment)
             if refusal:
                 return refusal
+            if segment.flags & SYN and spec.uplink_ifindex in self._mss_limits:
+                changed = clamp_mss(packet, ip, self._mss_limits[spec.uplink_ifindex])
         self._note(flow, is_reply, ip.total_len, now_ns)
         if spec.inside_ip == spec.outside_ip and spec.inside_port == spec.outside_port:
-            return Path.UNCHANGED
+            return Path.TRANSLATED if changed else Path.UNCHANGED
         if hook == Hook.POSTROUTING:
             rewrite_source(packet, ip, spec.outside_ip, spec.outside_port)
         else:
@@ -347,6 +352,11 @@ class FastPath:
         flow.spec = flow.spec._replace(uplink_ifindex=uplink_ifindex)
         flow.generation = self._generation
         self._write(flow)
+
+    def clamp(self, mss_limits: dict[int, int]) -> None:
+        """Set by the uplink's ifindex how large segments a SYN, either way, may offer to take; none: no limit."""
+        limits = {fit(uplink, U32): fit(limit, U16) for uplink, limit in mss_limits.items()}
+        self._mss_limits = limits
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -68,6 +68,7 @@ class RouteSocket:
                 tuple(addresses[link["index"]] + secondary[link["index"]]),
                 tuple(broadcasts[link["index"]]), link["index"] in default, bool(link["flags"] & IFF_UP),
                 tuple(networks[link["index"]]),
+                link.get_attr("IFLA_MTU"),
             )
             for link in self._dumps.get_links()
         ]

@@ -7,6 +7,7 @@ order of a stop is the reverse.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sys
@@ -183,11 +184,14 @@ class Gateway:
         return ended
 
     def _follow_up(self) -> None:
-        """Release the packets that were held until now, and send what the engine itself has to say."""
+        """Release the packets that were held until now, and say what the engine has to say, to hosts and to the log."""
         for decision in self.engine.take_released():
             self.io.release(decision)
         if self.engine.outbox:
             self._sender.send(self.engine.outbox.take())
+        for line in self.engine.notices.take() if self.engine.notices else ():
+            with contextlib.suppress(OSError):          # a log that cannot be written to stops no packets
+                print(f"natengine: {line}", file=sys.stderr, flush=True)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the packet thread, from any other one."""

@@ -27,6 +27,7 @@ from natengine.flow.records import Allow, FlowKey, FlowSpec
 from natengine.nat.outbox import PORT_UNREACHABLE, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy
+from natengine.nat.protocols import WITH_FILTERING
 from natengine.settings import FilteringBehaviour, Settings
 from natengine.vocab import CtState, Proto, Reason
 from natengine.wire.ipv4 import parse_ipv4_untrusted
@@ -58,7 +59,7 @@ class Arriving:
             return Reason.SPOOFED
         if not policy.interfaces.is_local(packet.ip.dst):
             return Reason.UNSOLICITED if from_outside else Reason.ROUTED
-        if packet.ip.proto not in (Proto.TCP, Proto.UDP):
+        if packet.ip.proto not in WITH_FILTERING:
             return Reason.LOCAL_IN
         outside = Endpoint(packet.ip.proto, packet.ip.dst, packet.transport.dst_port_or_icmp_id)
         owner = self._owner(outside)

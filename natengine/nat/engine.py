@@ -3,7 +3,7 @@
     packet ─> fast path ── known flow ──> rewritten, or refused by its state or by FORWARD
                  │ MISS ───> slow path: rules, outside port ──> a new flow ──> fast path again
                  │ STALE ──> FORWARD asked again ──> fast path again
-                 └ SPECIAL > ICMP errors, fragments, other protocols
+                 └ SPECIAL > ICMP errors, fragments
 
 It performs no I/O and reads no clock: the time, the interfaces and the dice are arguments.  The
 same packets at the same times with the same dice give the same bytes.  One thread owns it.
@@ -21,9 +21,12 @@ from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.fragments import HeldFragment
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.mss import mss_limits
+from natengine.nat.notices import Notices
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
+from natengine.nat.protocols import peer_taken
 from natengine.nat.slowpath import SlowPath
 from natengine.nat.takeover import take_over
 from natengine.nat.vanished import VanishedAddresses
@@ -43,7 +46,7 @@ _SETTLED: dict[int, Reason] = {
     Path.TRUNCATED: Reason.TRUNCATED,
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
-_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT})
+_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT, Reason.PEER_TAKEN})
 
 
 class EngineStats(NamedTuple):
@@ -64,7 +67,9 @@ class NatEngine:
         """Start with no rules and no interfaces; see `replace_ruleset` and `replace_interfaces`."""
         self._fast = fast
         self._by_reason = [0] * (max(Reason) + 1)
+        self._clamped = settings.clamp_mss_to_pmtu
         self.outbox = Outbox()
+        self.notices = Notices()
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
@@ -73,7 +78,7 @@ class NatEngine:
         self._slow = SlowPath(fast, self._policy(), settings, rng)
         self._fragments = FragmentPath(
             fast, self._slow, settings, rng,
-            settle_first=self._settle_first, other_protocol=self._other_protocol,
+            settle_first=self._settle_first,
         )
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
@@ -131,9 +136,7 @@ class NatEngine:
             return self._begin(packet, new, now_ns)
         if path == Path.STALE:
             return self._ask_again(packet, new, now_ns)
-        if new.ip.proto == Proto.ICMP:
-            return self._icmp(packet, new)
-        return self._other_protocol(new)
+        return self._icmp(packet, new)
 
     def _settle_first(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Do with a first fragment what is done with a whole packet."""
@@ -165,6 +168,8 @@ class NatEngine:
 
     def _refuse(self, reason: Reason, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Do what goes with some reasons for not beginning a flow; return the reason."""
+        if reason is Reason.PEER_TAKEN:
+            self.notices.say(reason, peer_taken(new), now_ns)
         if reason in _NO_ROOM:
             self._tell_sender(packet, new, now_ns)
         elif reason is Reason.SYN_HELD:
@@ -204,17 +209,6 @@ class NatEngine:
             self._remove(flow.flow_id, now_ns)
             return None
         return flow
-
-    def _other_protocol(self, new: NewPacket) -> Reason:
-        """A protocol without ports that we know: the head's own passes, the rest cannot be translated."""
-        if new.meta.hook == Hook.PREROUTING:
-            return self._without_flow(new, Reason.UNSOLICITED)
-        if new.from_head:
-            return Reason.LOCAL_OUT
-        if not self._routed(new):
-            return Reason.UNKNOWN_PROTOCOL
-        facts = self._slow.policy.facts(new.ip, new.transport, new.meta, CtState.NEW)
-        return Reason.ROUTED if self._slow.policy.forwards(facts) else Reason.FORWARD_DROP
 
     def _routed(self, new: NewPacket) -> bool:
         """Whether the packet is at an interface that is no uplink.
@@ -347,6 +341,7 @@ class NatEngine:
         return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks)
 
     def _renew_policy(self) -> None:
+        self._fast.clamp(mss_limits(self._clamped, self.interfaces))
         self._slow.policy = self._policy()
         self._fast.invalidate()
 

@@ -35,7 +35,7 @@ from natengine.rules.matches import (
 from natengine.rules.model import ChainName, RuleSet, Table, TableName, Uplinks
 from natengine.rules.targets import Accept, Drop, Masquerade, Passing
 from natengine.vocab import CtState, Interface, PacketMeta, Proto
-from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
+from natengine.wire.ipv4 import ICMP_COUNTERPART, Ipv4Fields, Transport
 from natengine.wire.tcp import ACK, SYN
 
 ALLOW_ALL = Allow.ALL.value
@@ -204,10 +204,9 @@ class Policy:
         flow = _flow_facts(spec, state, original=leaving == spec.from_inside)
         names = (inside, uplink) if leaving else (uplink, inside)
         if spec.proto == Proto.ICMP:
-            from_opener = leaving == spec.from_inside
+            icmp_type = spec.peer_port if leaving else ICMP_COUNTERPART.get(spec.peer_port, spec.peer_port)
             return PacketFacts(
-                *names, source[0], destination[0], spec.proto,
-                icmp_type=ICMP_ECHO_REQUEST if from_opener else ICMP_ECHO_REPLY, icmp_code=0, ctstate=state,
+                *names, source[0], destination[0], spec.proto, icmp_type=icmp_type, icmp_code=0, ctstate=state,
                 flow=flow,
             )
         flags = NO_FIELD

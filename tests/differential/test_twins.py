@@ -155,6 +155,10 @@ class Twins(RuleBasedStateMachine):
         spec = data.draw(st.sampled_from([*self.specs, spec]))
         self.both("find_on", spec.outside_ip, first_id, looks)
 
+    @rule(limits=st.dictionaries(st.sampled_from((3, 4, 2**31 - 1)), st.sampled_from((0, 1220, 1460, 0xFFFF))))
+    def clamp(self, limits: dict[int, int]) -> None:
+        self.both("clamp", limits)
+
     @rule()
     def invalidate(self) -> None:
         self.both("invalidate")
