@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from support.backends import fastpath_backend
 from support.engines import gateway
 
 __all__ = ["fastpath_backend", "gateway"]
 
+# How fast examples come says something about the machine only.
+settings.register_profile("any-machine", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 # The same examples in every CI run: a change is judged by what it changed.  Elsewhere hypothesis goes
 # on looking for new ones, and NATENGINE_EXAMPLES says how long.
 settings.register_profile("ci", derandomize=True, database=None)

@@ -30,13 +30,14 @@ from natengine.flow.records import FlowInfo
 from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
 from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
-from natengine.frontend.save import dump, parse_restore
+from natengine.frontend.save import ALL as RESTORE_ALL
+from natengine.frontend.save import RestoreOptions, dump, parse_restore
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import interface_matches, join_uplinks
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
-from natengine.rules.model import RuleSet, Uplinks
+from natengine.rules.model import RuleSet, TableName, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import Decision, PacketMeta
 from natengine.wire.addr import format_ipv4
@@ -233,23 +234,46 @@ class Gateway:
         after = command.apply(before)
         warnings = [] if after is before else self._put_in_force(after)
         command.touch_counters(before, after, self.engine.counters)
+        if command.flush_flows:
+            self._flush_flows()
         return warnings
+
+    def _flush_flows(self) -> None:
+        self.delete_flows([info.flow_id for info in self.engine.flows()])
 
     def delete_flows(self, flow_ids: list[int]) -> int:
         """End these flows and return how many of them there were."""
         return sum(self.engine.remove_flow(flow_id, now_ns()) for flow_id in flow_ids)
 
-    def restore(self, text: str) -> list[str]:
-        """Replace the tables that iptables-save text names; return warnings."""
-        return self._put_in_force(
-            *parse_restore(text, base=self.engine.ruleset, base_counters=self.engine.counters)
+    def restore(
+        self, text: str, options: RestoreOptions = RESTORE_ALL, *, test: bool = False, flush_flows: bool = False
+    ) -> list[str]:
+        """Replace the tables that iptables-save text names, or add to them; return warnings.
+
+        Args:
+            test: Only find out whether it can be done.
+            flush_flows: End every flow afterwards.
+        """
+        warnings: list[str] = []
+        ruleset, counters = parse_restore(
+            text, base=self.engine.ruleset, base_counters=self.engine.counters, options=options,
+            report=warnings.append,
         )
+        if test:
+            check_executable(ruleset)
+            return warnings
+        warnings += self._put_in_force(ruleset, counters)
+        if flush_flows:
+            self._flush_flows()
+        return warnings
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────
 
-    def save_text(self, *, counters: bool) -> str:
-        """Return the rule set as iptables-save text."""
-        return dump(self.engine.ruleset, self.engine.counters if counters else None)
+    def save_text(self, *, counters: bool, table: TableName | None = None) -> str:
+        """Return the rule set, or one table of it, as iptables-save text."""
+        return dump(
+            self.engine.ruleset, self.engine.counters, rule_counters=counters, tables=None if table is None else [table]
+        )
 
     def flows(self) -> list[FlowInfo]:
         """Return a copy of the connection table."""

@@ -21,7 +21,6 @@ from natengine.flow.records import Allow, FlowSpec
 from natengine.nat.interfaces import InterfaceTable
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, Program, compile_chain
-from natengine.rules.executable import reachable
 from natengine.rules.facts import FlowFacts, RuleMemory, Surroundings
 from natengine.rules.matches import (
     NOT_TRANSLATED,
@@ -273,7 +272,7 @@ def _asks_interfaces_only(table: Table, chain: ChainName) -> bool:
     return all(
         rule.src is None and rule.dst is None and rule.proto is None
         and all(isinstance(match, Comment) or _asks_state_only(match) for match in rule.matches)
-        for rule in reachable(table, chain)
+        for rule in table.reachable(chain)
     )
 
 
@@ -283,7 +282,7 @@ def _asks_state_only(match: Match) -> bool:
 
 def _notes(table: Table, chain: ChainName) -> bool:
     """Whether something is noted about packets on their way through a chain: then each has to walk."""
-    return any(isinstance(rule.target, Passing) for rule in reachable(table, chain))
+    return any(isinstance(rule.target, Passing) for rule in table.reachable(chain))
 
 
 def is_drop(outcome: Outcome) -> bool:

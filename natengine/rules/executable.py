@@ -7,12 +7,12 @@ tables mangle and raw) may say anything: they are kept and listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from natengine.errors import RuleApplyError
 from natengine.rules.matches import ConntrackTuple, EveryNth, Limit, MacSource, Match, RandomSample
-from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, Table, TableName
+from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, TableName
 from natengine.rules.targets import (
     Accept,
     Connmark,
@@ -46,17 +46,6 @@ _INSTEAD: dict[type[Target], str] = {
 _DECIDES = (Drop, Reject)
 
 
-def reachable(table: Table, chain: str) -> Iterator[Rule]:
-    """Yield every rule that a packet in this chain may come to, in the chains that it leads to as well."""
-    by_name = {each.name: each for each in table}
-    names = [chain]
-    for name in names:                  # grows as it goes
-        for rule in by_name[name].rules:
-            yield rule
-            if isinstance(rule.target, Jump | Goto) and rule.target.chain not in names:
-                names.append(rule.target.chain)
-
-
 def check_executable(ruleset: RuleSet) -> None:
     """Refuse a rule set that says what the engine would not do.
 
@@ -64,7 +53,7 @@ def check_executable(ruleset: RuleSet) -> None:
         RuleApplyError: With the rule's target or match, and what to write instead.
     """
     for (table, chain), targets in CARRIED_OUT.items():
-        for rule in reachable(ruleset.table(table), chain):
+        for rule in ruleset.table(table).reachable(chain):
             _check_rule(rule, targets, f"{table} {chain}")
     for name in LEFT_ALONE:
         for each in ruleset.table(name):

@@ -4,9 +4,7 @@
    consistent view, and a command that fails half-way has changed nothing.
 2. A rule that enters a rule set gets a `handle` and keeps it for life.  Counters are kept by handle,
    outside (`rules/counters.py`), so a walk never writes to a rule.  Equality ignores handles.
-3. One class per kind of match and target, no dictionaries of options.  A new kind is one class here,
-   one entry in `predicates.COMPILERS` (a match), one each in `frontend/extensions.py` and
-   `frontend/printers.py`.
+3. One class per kind of match and target, no dictionaries of options; ARCHITECTURE.md says what a new one takes.
 4. Chains come in the order iptables lists them: the built-in ones, then the user's by name.
 
 What combinations make sense is decided in `rules/validate.py`, before a rule gets here; what the engine
@@ -121,6 +119,16 @@ class Table:
         """Whether nobody has ever said anything about this table."""
         return all(chain.policy == Accept() and not chain.rules for chain in self.chains)
 
+    def reachable(self, name: str) -> Iterator[Rule]:
+        """Yield every rule that a packet in this chain may come to, in the chains that it leads to as well."""
+        by_name = {chain.name: chain for chain in self}
+        names = [name]
+        for each in names:              # grows as it goes
+            for rule in by_name[each].rules:
+                yield rule
+                if isinstance(rule.target, Jump | Goto) and rule.target.chain not in names:
+                    names.append(rule.target.chain)
+
     def references(self, name: str) -> int:
         """Return how many rules jump or go to a chain."""
         return sum(
@@ -210,6 +218,10 @@ class RuleSet:
         for each in names:
             result = result._with_chain(table, replace(result.chain(table, each), rules=()))
         return result
+
+    def empty_table(self, table: TableName) -> RuleSet:
+        """Make a table what it was in the beginning: built-in chains, no rules, policy ACCEPT."""
+        return self._with_chains(table, tuple(map(Chain, BUILT_IN_CHAINS[table])))
 
     def set_policy(self, table: TableName, name: str, policy: Policy) -> RuleSet:
         """Say what happens to packets that no rule of the chain decides."""
