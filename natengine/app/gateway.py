@@ -7,9 +7,11 @@ order of a stop is the reverse.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +37,7 @@ from natengine.frontend.save import RestoreOptions, dump, parse_restore
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import interface_matches, join_uplinks
+from natengine.nat.said import LogLine
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
 from natengine.rules.model import RuleSet, TableName, Uplinks
@@ -85,6 +88,15 @@ def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
     return problems
 
 
+def write_log(lines: Iterable[LogLine]) -> None:
+    """Write lines to standard error; to the journal with their level (sd-daemon(3))."""
+    to_journal = "JOURNAL_STREAM" in os.environ
+    with contextlib.suppress(OSError, ValueError):          # nobody reads any more: packets matter more
+        for line in lines:
+            print(f"<{line.level}>{line.text}" if to_journal else line.text, file=sys.stderr)
+        sys.stderr.flush()
+
+
 class Gateway:
     """Joins the engine and the adapters.  Every method but `call` belongs to the packet thread."""
 
@@ -103,7 +115,10 @@ class Gateway:
         self.started_ns = now_ns()
         self.backend, fast = make_fast_path(config.fastpath, config.settings)
         self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
-        ruleset, counters = parse_restore(ruleset_text or "", source=source)
+        ruleset, counters = parse_restore(
+            ruleset_text or "", source=source,
+            report=lambda warning: write_log([LogLine(4, f"{source}: warning: {warning}")]),
+        )
         check_executable(ruleset)
         self._undo: list[Callable[[], None]] = []
         try:
@@ -176,9 +191,11 @@ class Gateway:
         return ended
 
     def _send_own(self) -> None:
-        """Send what the engine itself has to say."""
+        """Send what the engine itself has to say, and write what LOG rules said."""
         if self.engine.outbox:
             self._sender.send(self.engine.outbox.take())
+        if self.engine.log:
+            write_log(self.engine.log.take())
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the packet thread, from any other one."""

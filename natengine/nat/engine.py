@@ -23,8 +23,10 @@ from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
+from natengine.nat.said import LogBook, carry_out
 from natengine.nat.slowpath import TRANSLATABLE, SlowPath
 from natengine.rules.counters import RuleCounters
+from natengine.rules.facts import RuleMemory
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
@@ -72,6 +74,8 @@ class NatEngine:
         self._fragments = FragmentTable(settings.max_fragment_trains, settings.fragment_timeout_ns)
         self._by_reason = [0] * (max(Reason) + 1)
         self.outbox = Outbox()
+        self.log = LogBook()
+        self._memory = RuleMemory(rng)
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
@@ -105,7 +109,16 @@ class NatEngine:
                 self._by_reason[_SETTLED[path]] += packets
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
-        """Deal with what the fast path could not."""
+        """Deal with what the fast path could not, and do what the rules say beside yes and no."""
+        policy = self._slow.policy
+        policy.now_ns = now_ns
+        reason = self._decide(path, packet, meta, now_ns)
+        if policy.said:
+            own = self.interfaces.address(meta.in_ifindex)
+            carry_out(policy.take_said(), packet, own, self.outbox, self.log, now_ns)
+        return reason
+
+    def _decide(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
         try:
             ip = parse_ipv4_untrusted(packet)
             if ip.is_fragment:
@@ -165,13 +178,14 @@ class NatEngine:
     def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """The rules have changed since FORWARD last allowed this flow."""
         flow_id = self._fast.find(new.key)
-        self._approve(flow_id)
-        return _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
-
-    def _approve(self, flow_id: int) -> None:
         info = self._fast.info(flow_id)
         assert info is not None
         self._fast.approve(flow_id, self._slow.policy.allow_later(info.spec))
+        reason = _SETTLED[self._fast.translate(packet, new.meta.hook, now_ns)]
+        if reason is Reason.FORWARD_DROP:
+            leaving = new.meta.hook == Hook.POSTROUTING
+            self._slow.policy.refuse_later(info.spec, new.ip.total_len, leaving=leaving)
+        return reason
 
     def _other_protocol(self, new: NewPacket) -> Reason:
         """A protocol without ports that we know: the head's own passes, the rest cannot be translated."""
@@ -339,6 +353,7 @@ class NatEngine:
         if counters is not None:
             self.counters = counters
         self.counters.forget_missing(ruleset)
+        self._memory.forget_missing(ruleset.handles())
         self._uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
         self._renew_policy()
 
@@ -364,7 +379,7 @@ class NatEngine:
         return sum(self.remove_flow(flow_id, now_ns) for flow_id in gone)
 
     def _policy(self) -> Policy:
-        return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks)
+        return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks, self._memory)
 
     def _renew_policy(self) -> None:
         self._slow.policy = self._policy()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from natengine.flow.records import Allow, FlowSpec
 from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.said import Said
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, Program, compile_chain
 from natengine.rules.facts import FlowFacts, RuleMemory, Surroundings
@@ -32,7 +33,7 @@ from natengine.rules.matches import (
     Translated,
 )
 from natengine.rules.model import ChainName, RuleSet, Table, TableName, Uplinks
-from natengine.rules.targets import Accept, Drop, Masquerade, Passing
+from natengine.rules.targets import Accept, Drop, Masquerade, Passing, Reject
 from natengine.vocab import CtState, PacketMeta, Proto
 from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
 from natengine.wire.tcp import ACK, SYN
@@ -101,6 +102,8 @@ class Policy:
             for table, chain in ((filter_, ChainName.FORWARD), (nat, ChainName.POSTROUTING))
         )
         self._ways: dict[tuple[int, int], Way | None] = {}
+        self.now_ns = 0                 # told by the engine for each packet; `-m limit` asks
+        self.said: list[Said] = []      # what the rules said beside yes and no; whoever has the packet carries it out
 
     def _compile(self, table: Table, chain: ChainName, counters: RuleCounters | None = None) -> Program:
         """Compile a built-in chain; without counters it is one that is asked about no packet in particular."""
@@ -121,10 +124,8 @@ class Policy:
             return True
         return any(interface_matches(pattern, interface.name) for pattern in self.uplinks.patterns)
 
-    def facts(
-        self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState, now_ns: int = 0
-    ) -> PacketFacts:
-        """Return what the rules see of a packet."""
+    def facts(self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState) -> PacketFacts:
+        """Return what the rules see of a packet that comes now."""
         icmp = ip.proto == Proto.ICMP
         ports = ip.proto in (Proto.TCP, Proto.UDP)
         return PacketFacts(
@@ -135,16 +136,34 @@ class Policy:
             transport.icmp_type if icmp else NO_FIELD,
             transport.icmp_code if icmp else NO_FIELD,
             transport.tcp_flags if ip.proto == Proto.TCP else NO_FIELD,
-            meta.mark, ip.total_len, state, now_ns,
+            meta.mark, ip.total_len, state, self.now_ns,
         )
+
+    def _ask(self, program: Program, facts: PacketFacts) -> Outcome:
+        """Walk a chain for a packet, count it, and note what the rules said on the way."""
+        outcome = program(facts)
+        self.said += [Said(log, facts) for log in outcome.logs]
+        if isinstance(outcome.target, Reject):
+            self.said.append(Said(outcome.target, facts))
+        return outcome
+
+    def take_said(self) -> list[Said]:
+        """Return what the rules said, in order, and forget it."""
+        said, self.said = self.said, []
+        return said
 
     def forward(self, facts: PacketFacts) -> Outcome:
         """Ask the FORWARD chain about one packet, and count it."""
-        return self._forward(facts)
+        return self._ask(self._forward, facts)
 
     def forwards(self, facts: PacketFacts) -> bool:
         """Whether FORWARD lets one packet pass; it is counted."""
-        return isinstance(self._forward(facts).target, Accept)
+        return isinstance(self.forward(facts).target, Accept)
+
+    def refuse_later(self, spec: FlowSpec, length: int, *, leaving: bool) -> None:
+        """Ask FORWARD about a packet of a flow that it no longer lets pass, for what it says beside no."""
+        facts = self._facts_of_flow(spec, CtState.ESTABLISHED, leaving=leaving)
+        self.forward(facts._replace(length=length, now_ns=self.now_ns))
 
     def allow_by_interface(self, inside_ifindex: int, uplink_ifindex: int, from_inside: bool) -> int:
         """Return bits of `Allow` where FORWARD looks at nothing but interfaces and state, or ASK_FORWARD.
@@ -203,15 +222,15 @@ class Policy:
 
     def prerouting(self, facts: PacketFacts) -> Outcome:
         """Walk nat PREROUTING for the first packet of a flow, and count it."""
-        return self._prerouting(facts)
+        return self._ask(self._prerouting, facts)
 
     def output(self, facts: PacketFacts) -> Outcome:
         """Walk nat OUTPUT for the first packet of a flow of the head's own, and count it."""
-        return self._output(facts)
+        return self._ask(self._output, facts)
 
     def postrouting(self, facts: PacketFacts) -> Outcome:
         """Walk nat POSTROUTING for the first packet of a flow, and count it."""
-        return self._postrouting(facts)
+        return self._ask(self._postrouting, facts)
 
     def way(self, in_ifindex: int, out_ifindex: int) -> Way | None:
         """Return what becomes of every flow from one interface to another, or None: ask for each.

@@ -33,7 +33,7 @@ _GOES_ON = (Accept, Return, Jump, Goto, Log, Mark, Connmark)
 # The targets that the engine carries out, by the chain that a packet of its comes to.  To make another one
 # work is to write the code for it and then its name here.
 CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = MappingProxyType({
-    (TableName.FILTER, ChainName.FORWARD): (*_GOES_ON, Drop),
+    (TableName.FILTER, ChainName.FORWARD): (*_GOES_ON, Drop, Reject),
     (TableName.NAT, ChainName.PREROUTING): _GOES_ON,
     (TableName.NAT, ChainName.OUTPUT): _GOES_ON,
     (TableName.NAT, ChainName.POSTROUTING): (*_GOES_ON, Masquerade),
@@ -41,7 +41,6 @@ CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = Ma
 
 _INSTEAD: dict[type[Target], str] = {
     Snat: "MASQUERADE, which takes the interface's first address",
-    Reject: "DROP",
 }
 _DECIDES = (Drop, Reject)
 

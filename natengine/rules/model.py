@@ -179,6 +179,10 @@ class RuleSet:
                 return candidate
         raise RuleApplyError(NO_CHAIN)
 
+    def handles(self) -> set[int]:
+        """Return the handles of all rules."""
+        return {rule.handle for table in self.tables for chain in table for rule in chain.rules}
+
     def append(self, table: TableName, name: str, rule: Rule) -> RuleSet:
         """Put `rule` at the end of a chain."""
         return self.insert(table, name, rule, len(self.chain(table, name).rules) + 1)
