@@ -87,6 +87,7 @@ class Policy:
         self.uplinks = uplinks
         self._around = Surroundings(interfaces.kind, memory)
         filter_, nat = ruleset.table(TableName.FILTER), ruleset.table(TableName.NAT)
+        self._nat = nat
         self._count_forward = counters.adder(TableName.FILTER, ChainName.FORWARD)
         self._count_postrouting = counters.adder(TableName.NAT, ChainName.POSTROUTING)
         self._forward = self._compile(filter_, ChainName.FORWARD, counters)
@@ -96,7 +97,6 @@ class Policy:
         self._prerouting = self._compile(nat, ChainName.PREROUTING, counters)
         self._output = self._compile(nat, ChainName.OUTPUT, counters)
         self._postrouting = self._compile(nat, ChainName.POSTROUTING, counters)
-        self._postrouting_uncounted = self._compile(nat, ChainName.POSTROUTING)
         self._has_ways = not uplinks.any_interface and all(
             _asks_interfaces_only(table, chain) and not _notes(table, chain)
             for table, chain in ((filter_, ChainName.FORWARD), (nat, ChainName.POSTROUTING))
@@ -248,7 +248,7 @@ class Policy:
         facts = PacketFacts(
             self.interfaces.name(in_ifindex), self.interfaces.name(out_ifindex), 0, 0, 0, ctstate=CtState.NEW
         )
-        outcome = self._postrouting_uncounted(facts)
+        outcome = self._compile(self._nat, ChainName.POSTROUTING)(facts)       # rare: there are few ways
         if not isinstance(self._forward_uncounted(facts).target, Accept) or not isinstance(outcome.target, Masquerade):
             return None
         nat = self.source_nat(outcome.target, out_ifindex, 0)

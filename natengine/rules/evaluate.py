@@ -1,7 +1,7 @@
 """Walk a chain for a packet: first match wins, then the policy.
 
 1. A chain, and every chain it leads to, is compiled once per rule-set change (`predicates.py`).  A walk
-   calls closures and nothing else.
+   calls closures and nothing else; of a long chain only those that `index.py` does not rule out.
 2. Rules that no packet can reach are left out; so is, when nobody counts, a rule that changes nothing
    (no target, LOG, or a last RETURN).
 3. RETURN goes back to the jump that led here; in a built-in chain, or where a goto left one, it means the
@@ -16,6 +16,7 @@ from typing import Final, Literal, NamedTuple
 
 from natengine.rules.facts import NO_FIELD, NOWHERE, PacketFacts, Surroundings
 from natengine.rules.field_tests import Predicate
+from natengine.rules.index import Index
 from natengine.rules.matches import ConntrackState, ConntrackTuple
 from natengine.rules.model import Chain, Rule, Table
 from natengine.rules.predicates import compile_rule
@@ -34,6 +35,7 @@ from natengine.rules.targets import (
 
 __all__ = ["NO_FIELD", "POLICY_HANDLE", "CountFunction", "Outcome", "PacketFacts", "Program", "compile_chain"]
 
+INDEX_FROM = 8                  # rules in a chain; to ask fewer one after the other is quicker
 POLICY_HANDLE: Final = -1       # the handle of an outcome, or of a count, that is the policy's
 
 CountFunction = Callable[[int, int], None]
@@ -86,17 +88,18 @@ class _Step(NamedTuple):
 
 
 class _Block:
-    """The steps of one chain."""
+    """The steps of one chain, and an index if there are many."""
 
-    __slots__ = ("steps",)
+    __slots__ = ("index", "steps")
 
     def __init__(self) -> None:
         self.steps: tuple[_Step, ...] = ()
+        self.index: Index[_Step] | None = None
 
     def walk(self, walk: _Walk) -> Outcome | None:
         """Return what the rules say, or None at the end of the chain."""
         facts, count = walk.facts, walk.count
-        for predicate, handle, action in self.steps:
+        for predicate, handle, action in self.steps if self.index is None else self.index.candidates(facts):
             if predicate is None or predicate(facts):
                 if count is not None:
                     count(handle, facts.length)
@@ -185,9 +188,10 @@ class _Compiler:
         block = self._blocks.get(chain.name)
         if block is None:
             block = self._blocks[chain.name] = _Block()
-            block.steps = tuple(
-                _Step(predicate, rule.handle, self._action(rule)) for rule, predicate in self._needed(chain)
-            )
+            needed = self._needed(chain)
+            block.steps = tuple(_Step(predicate, rule.handle, self._action(rule)) for rule, predicate in needed)
+            if len(needed) >= INDEX_FROM:
+                block.index = Index([(rule, step) for (rule, _), step in zip(needed, block.steps, strict=True)])
         return block
 
     def _needed(self, chain: Chain) -> list[tuple[Rule, Predicate | None]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.rules.rule_strategies import facts, rules
 
+from natengine.rules import evaluate
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import POLICY_HANDLE, Outcome, PacketFacts, compile_chain
 from natengine.rules.facts import FlowFacts, RuleMemory, Surroundings
@@ -173,11 +175,15 @@ def test_a_program_says_and_counts_what_the_rules_say(
     counted: list[tuple[int, int]] = []
     counting = compile_chain(chain, lambda handle, length: counted.append((handle, length)))
     silent = compile_chain(chain)
+    with mock.patch.object(evaluate, "INDEX_FROM", 1):
+        indexed = compile_chain(chain, lambda handle, length: counted.append((handle, length)))
     for packet in packets:
         counted.clear()
         outcome, handles = read_plainly(chain, packet)
         assert (counting(packet)[:2], silent(packet)[:2]) == (outcome[:2], outcome[:2])
-        assert counted == [(handle, packet.length) for handle in handles]
+        expected = [(handle, packet.length) for handle in handles]
+        assert counted == expected
+        assert (indexed(packet)[:2], counted[len(expected):]) == (outcome[:2], expected)
         for program in (counting, silent):
             assert program.constant in (None, outcome)
             if not program.uses_ctstate:
