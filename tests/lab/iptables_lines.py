@@ -390,3 +390,53 @@ REFUSED_SEQUENCES = [
     ["-N a", "-A a -s 1.2.3.4", "-X a"],
     ["-N c0", *(line for n in range(1, 16) for line in (f"-N c{n}", f"-A c{n} -j c{n - 1}")), "-A FORWARD -j c15"],
 ]
+
+# texts for iptables-restore, one after the other, with their options; what comes of them is compared after each
+_GATEWAY = """\
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD DROP [3:4]
+:OUTPUT ACCEPT [0:0]
+:guests - [0:0]
+-A FORWARD -i bond0.def -j guests
+[5:6] -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A guests -p tcp -m multiport --dports 80,443 -j ACCEPT
+-A guests -j REJECT --reject-with icmp-admin-prohibited
+COMMIT
+# a comment
+*nat
+:PREROUTING ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+-A PREROUTING -d 203.0.113.1/32 -p tcp --dport 80 -j DNAT --to-destination 10.1.0.11:8080
+
+-A POSTROUTING -o bond0.2 -j SNAT --to-source 203.0.113.1
+COMMIT
+"""
+TEXTS: list[list[tuple[str, str]]] = [
+    [("", _GATEWAY)],
+    [("-c", _GATEWAY), ("", "*nat\nCOMMIT\n"), ("", "*filter\n:FORWARD ACCEPT\nCOMMIT\n")],
+    [("", _GATEWAY), ("--test", "*filter\n-A FORWARD -j DROP\nCOMMIT\n")],
+    [("", _GATEWAY),
+     ("-n", "*filter\n:guests - [0:0]\n:more - [0:0]\n-A FORWARD -j more\n-A guests -j DROP\nCOMMIT\n")],
+    [("", _GATEWAY), ("--noflush", "*filter\n-D FORWARD 1\n-I FORWARD -s 1.2.3.4\nCOMMIT\n")],
+    [("", _GATEWAY), ("-T nat", _GATEWAY.replace("bond0.2", "bond0.3"))],
+    [("", _GATEWAY), ("-n", "*filter\n-P FORWARD ACCEPT\n-F\n-X guests\n-N g\n-A FORWARD -g g\nCOMMIT\n")],
+    [("", "*mangle\n-A PREROUTING -j MARK --set-mark 1\nCOMMIT\n*raw\n-A OUTPUT -o lo -j ACCEPT\nCOMMIT\n")],
+    [("", '*filter\n-A FORWARD -m comment --comment "a \\"b\\" c" -j LOG --log-prefix "x y "\nCOMMIT\n')],
+    [("", "*filter\n:a - [0:0]\n:a - [0:0]\n-A FORWARD -j a\n-A a -s 1.1.1.1\nCOMMIT\n")],
+    [("", "*filter\n-A FORWARD -s 1.2.3.4,1.2.3.5 -j DROP\nCOMMIT\n*filter\n-A FORWARD -j ACCEPT\nCOMMIT\n")],
+    [("", "")], [("", "# nothing\n\n")],
+    # refused: exit status, and nothing of the table is left
+    [("", _GATEWAY), ("", "*filter\n-A FORWARD --nosuch\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*filter\n-A FORWARD -j nosuch\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*filter\n-A nosuch -j ACCEPT\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*filter\n:FORWARD FOO [0:0]\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*filter\n:FORWARD\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*filter\n-A FORWARD -s 1.2.3.4\n")],
+    [("", _GATEWAY), ("", "*nosuch\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*filter\n-A FORWARD -t nat\nCOMMIT\n")],
+    [("", _GATEWAY), ("-n", "*filter\n-X guests\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*filter\n:-x - [0:0]\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*filter\nnonsense\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*nat\n-A PREROUTING -j SNAT --to-source 1.2.3.4\nCOMMIT\n")],
+]

@@ -14,13 +14,13 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from iptables_lines import BAD, CHAINS, GOOD, REFUSED_BY_KERNEL, REFUSED_SEQUENCES, fwd, nat
+from iptables_lines import BAD, CHAINS, GOOD, REFUSED_BY_KERNEL, REFUSED_SEQUENCES, TEXTS, fwd, nat
 
 from natengine.errors import ConfigError
 from natengine.frontend.command import LISTINGS
 from natengine.frontend.iptables import PROGRAM, parse_command, render_error
 from natengine.frontend.listing import show
-from natengine.frontend.save import dump, parse_restore
+from natengine.frontend.save import RestoreOptions, dump, parse_restore
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import BUILT_IN_CHAINS, RuleSet, TableName
 
@@ -226,3 +226,29 @@ def test_where_jumps_must_not_lead(empty: Run, lines: list[str]) -> None:
         words = shlex.split(line)
         theirs, answer = empty("iptables", *words), ours(*words)
         assert theirs.returncode == answer.returncode == (4 if line is lines[-1] else 0), (theirs.stderr, answer.stderr)
+
+
+def restore_options(words: list[str]) -> RestoreOptions:
+    """What `natengine iptables-restore` makes of its options."""
+    only = TableName(words[words.index("-T") + 1]) if "-T" in words else None
+    return RestoreOptions("-c" in words, not {"-n", "--noflush"} & set(words), only)
+
+
+@pytest.mark.parametrize("steps", TEXTS, ids=[f"{n}{steps[-1][0]}" for n, steps in enumerate(TEXTS)])
+def test_texts_come_to_the_same(empty: Run, steps: list[tuple[str, str]]) -> None:
+    """Exit status, and all rules and counters after it; a text that is refused changes nothing."""
+    ours = Natengine()
+    for option, text in steps:
+        words = option.split()
+        theirs = empty("iptables-restore", *words, text=text)
+        try:
+            ruleset, counters = parse_restore(text, base=ours.ruleset, base_counters=ours.counters,
+                                              options=restore_options(words))
+            status = 0
+        except ConfigError as error:
+            status = error.exit_status
+        if status == 0 and "--test" not in words:
+            ours.ruleset, ours.counters = ruleset, counters
+        assert (theirs.returncode, theirs.stdout) == (status, ""), theirs.stderr
+        for table in BUILT_IN_CHAINS:
+            assert empty("iptables", "-t", table, "-S", "-v").stdout == ours("-t", table, "-S", "-v").stdout
