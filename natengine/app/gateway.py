@@ -34,13 +34,14 @@ from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
 from natengine.frontend.save import ALL as RESTORE_ALL
 from natengine.frontend.save import RestoreOptions, dump, parse_restore
+from natengine.frontend.wording import left_alone
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import interface_matches, join_uplinks
 from natengine.nat.said import LogLine
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
-from natengine.rules.model import RuleSet, TableName, Uplinks
+from natengine.rules.model import LEFT_ALONE, RuleSet, TableName, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import Decision, PacketMeta
 from natengine.wire.addr import format_ipv4
@@ -253,6 +254,8 @@ class Gateway:
         command.touch_counters(before, after, self.engine.counters)
         if command.flush_flows:
             self._flush_flows()
+        if command.adds_rules and command.table in LEFT_ALONE:
+            warnings = [*warnings, left_alone(after.table(command.table))]
         return warnings
 
     def _flush_flows(self) -> None:

@@ -91,6 +91,11 @@ class Command:
         return self.kind in (Kind.APPEND, Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.FLUSH, Kind.POLICY,
                              Kind.NEW_CHAIN, Kind.DELETE_CHAIN, Kind.RENAME_CHAIN)
 
+    @property
+    def adds_rules(self) -> bool:
+        """Whether a rule is there afterwards that was not before."""
+        return self.kind in (Kind.APPEND, Kind.INSERT, Kind.REPLACE)
+
     def apply(self, ruleset: RuleSet, *, more_follow: bool = False) -> RuleSet:
         """Return the rule set after this command; the same one for a command that only looks.
 

@@ -26,8 +26,9 @@ from natengine.frontend.listing import rule_line
 from natengine.frontend.names import HostLookup, Lookups, ServiceLookup
 from natengine.frontend.parser import CommandParser
 from natengine.frontend.target_printers import target_name
+from natengine.frontend.wording import left_alone
 from natengine.rules.counters import Count, RuleCounters
-from natengine.rules.model import BUILT_IN_CHAINS, LEFT_ALONE, RuleSet, Table, TableName
+from natengine.rules.model import BUILT_IN_CHAINS, LEFT_ALONE, RuleSet, TableName
 from natengine.rules.validate import check_policy, check_table
 
 STDIN = "<stdin>"
@@ -178,7 +179,7 @@ class _RestoreReader:
             except RuleApplyError as error:
                 raise self._failed(error) from None
             if name in LEFT_ALONE and any(chain.rules for chain in table):
-                self.warnings.append(_left_alone(table))
+                self.warnings.append(left_alone(table))
         self._table = None
 
     # --- lines --------------------------------------------------------------------------------------
@@ -287,9 +288,3 @@ class _RestoreReader:
             return parse_counters(packets, bytes_)
         except RuleSyntaxError as error:
             raise self._wrong(str(error), word.column) from None
-
-
-def _left_alone(table: Table) -> str:
-    rules = sum(len(chain.rules) for chain in table)
-    return (f"table {table.name} is left alone: its {rules} rule{'s' if rules > 1 else ''} will be kept and listed, "
-            "not carried out")

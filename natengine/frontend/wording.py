@@ -7,6 +7,7 @@ front, and iptables' pointer to the help behind a mistake on the command line.
 from __future__ import annotations
 
 from natengine.errors import ConfigError, RuleSyntaxError
+from natengine.rules.model import Table
 
 PROGRAM = "natengine iptables"
 RESTORE_PROGRAM = "natengine iptables-restore"
@@ -19,6 +20,13 @@ def render_error(error: ConfigError, program: str = PROGRAM) -> str:
     if isinstance(error, RuleSyntaxError):
         text += f"Try `{program} -h' or '{program} --help' for more information.\n"
     return text
+
+
+def left_alone(table: Table) -> str:
+    """Return the warning about a table that is only kept."""
+    rules = sum(len(chain.rules) for chain in table)
+    its = f"its {rules} rules are" if rules > 1 else "its 1 rule is"
+    return f"table {table.name} is left alone: {its} kept and listed, not carried out"
 
 
 def version_text(program: str = PROGRAM) -> str:

@@ -170,7 +170,7 @@ def test_a_real_gateways_file_is_taken_and_what_is_left_alone_is_reported() -> N
     ruleset, _ = parse_restore(GATEWAY, report=told.append)
     assert told == [
         "line 7 is left out: TCPMSS is not available in natengine",
-        "table mangle is left alone: its 1 rule will be kept and listed, not carried out",
+        "table mangle is left alone: its 1 rule is kept and listed, not carried out",
         "line 13 is left out: CT is not available in natengine",
         "line 17 is left out: natengine has no table security",
     ]
