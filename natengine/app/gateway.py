@@ -325,6 +325,7 @@ class Gateway:
             "rules": {
                 table.name.value: list_specs(self.engine.ruleset, table=table.name).splitlines()
                 for table in self.engine.ruleset.tables
+                if not (table.name in LEFT_ALONE and table.untouched)
             },
             "flows": stats.flows,
             "max_flows": self.config.settings.max_flows,

@@ -40,8 +40,8 @@ from natengine.frontend.options import (
 )
 from natengine.frontend.readers import Reader
 from natengine.rules.counters import Count
-from natengine.rules.matches import AddressTest, InterfaceTest, Match, ProtocolTest
-from natengine.rules.model import ANY_INTERFACE, Rule, TableName
+from natengine.rules.matches import ANY_INTERFACE, AddressTest, InterfaceTest, Match, ProtocolTest
+from natengine.rules.model import Rule, TableName
 from natengine.rules.targets import Goto, Jump, Policy, Target
 from natengine.rules.validate import check_form, check_policy
 

@@ -279,6 +279,7 @@ def _flow_facts(spec: FlowSpec, state: CtState, *, original: bool) -> FlowFacts:
     peer = (spec.peer_ip, spec.peer_port)
     opener, aim, answerer, back = (inside, peer, peer, outside) if spec.from_inside else (peer, outside, inside, peer)
     translated = NOT_TRANSLATED if inside == outside else Translated.SNAT if spec.from_inside else Translated.DNAT
+    # who has been answered is taken for assured, as TCP is in the kernel
     return FlowFacts(
         opener[0], aim[0], answerer[0], back[0], opener[1], aim[1], answerer[1], back[1],
         CtStatus(0) if state is CtState.NEW else CtStatus.SEEN_REPLY | CtStatus.ASSURED | CtStatus.CONFIRMED,

@@ -21,7 +21,7 @@ from natengine.nat.arriving import Arriving
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import ASK_FORWARD, Policy, SourceNat, is_drop
 from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
-from natengine.rules.model import Masquerade
+from natengine.rules.targets import Accept, Masquerade
 from natengine.settings import Settings
 from natengine.vocab import CtState, Hook, Proto, Reason, Rng
 from natengine.wire.ipv4 import ICMP_ECHO_REQUEST
@@ -90,8 +90,11 @@ class SlowPath:
                 return Reason.LOCAL_OUT
         elif self.policy.uplinks.any_interface and self._was_translated(packet):
             return Reason.ROUTED
-        elif not self.policy.forwards(facts):
-            return Reason.FORWARD_DROP
+        else:
+            outcome = self.policy.forward(facts)
+            if not isinstance(outcome.target, Accept):
+                return Reason.FORWARD_DROP
+            facts = outcome.marked(facts)
         return self._source_nat(packet, facts, now_ns)
 
     def _source_nat(self, packet: NewPacket, facts: PacketFacts, now_ns: int) -> FlowSpec | Reason:

@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from natengine.rules.facts import NO_FIELD, NOWHERE, PacketFacts, Surroundings
 from natengine.rules.field_tests import Predicate
@@ -58,6 +59,10 @@ class Outcome(NamedTuple):
     mark: int | None = None
     connection_mark: int | None = None
 
+    def marked(self, facts: PacketFacts) -> PacketFacts:
+        """Return the packet as the next chain sees it."""
+        return facts if self.mark is None else facts._replace(mark=self.mark)
+
 
 class _Walk:
     """One packet on its way: what it looks like by now, and what was noted about it."""
@@ -73,9 +78,13 @@ class _Walk:
         self.connection_mark: int | None = None
 
 
-_LEAVE: Final = "leave"                 # back to the jump that led here
+class _Back(enum.Enum):
+    """What a rule answers that is no outcome."""
 
-_Answer = Outcome | Literal["leave"] | None             # None: ask the next rule
+    TO_JUMP = enum.auto()               # leave this chain
+
+
+_Answer = Outcome | _Back | None        # None: ask the next rule
 _Action = Outcome | Callable[[_Walk], _Answer] | None
 
 
@@ -106,10 +115,10 @@ class _Block:
                 if action is None:
                     continue
                 answer = action if isinstance(action, Outcome) else action(walk)
-                if answer is _LEAVE:
+                if answer is _Back.TO_JUMP:
                     return None
                 if answer is not None:
-                    return answer  # type: ignore[return-value]      # mypy does not narrow by `is`
+                    return answer
                 facts = walk.facts              # a MARK changes it
         return None
 
@@ -216,12 +225,12 @@ class _Compiler:
             case None:
                 return None
             case Return():
-                return lambda walk: _LEAVE
+                return lambda walk: _Back.TO_JUMP
             case Jump(name):
                 return self.block(self._chains[name]).walk
             case Goto(name):
                 go = self.block(self._chains[name]).walk
-                return lambda walk: go(walk) or _LEAVE
+                return lambda walk: go(walk) or _Back.TO_JUMP
             case Log() | Mark() | Connmark() as target:
                 return _noting(target)
             case target:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from natengine.errors import RuleApplyError
-from natengine.rules.matches import ConntrackTuple, EveryNth, Limit, MacSource, Match, RandomSample
+from natengine.rules.matches import ConntrackTuple, EveryNth, Limit, MacSource, MarkTest, Match, RandomSample
 from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, TableName
 from natengine.rules.targets import (
     Accept,
@@ -28,7 +28,7 @@ from natengine.rules.targets import (
     Target,
 )
 
-_GOES_ON = (Accept, Return, Jump, Goto, Log, Mark, Connmark)
+_GOES_ON = (Accept, Return, Jump, Goto, Log, Mark)
 
 # The targets that the engine carries out, by the chain that a packet of its comes to.  To make another one
 # work is to write the code for it and then its name here.
@@ -41,6 +41,7 @@ CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = Ma
 
 _INSTEAD: dict[type[Target], str] = {
     Snat: "MASQUERADE, which takes the interface's first address",
+    Connmark: "MARK, for no mark is kept with a flow",
 }
 _DECIDES = (Drop, Reject)
 
@@ -88,6 +89,13 @@ def _why_not(match: Match, *, decides: bool) -> str | None:
         return "natengine is not told MAC addresses: write -s with the host's address, or -i, instead"
     if isinstance(match, ConntrackTuple) and match.expire is not None:
         return "natengine does not look at --ctexpire: leave it out"
+    if isinstance(match, MarkTest) and match.connection:
+        return "natengine keeps no mark with a flow: write -m mark, in table nat, instead"
+    if decides and isinstance(match, MarkTest):
+        return (
+            "natengine asks FORWARD once a flow, and its packets may differ in their mark: write -m mark in table nat, "
+            "instead"
+        )
     if decides and isinstance(match, Limit | RandomSample | EveryNth):
         return (
             "natengine asks FORWARD once a flow, not once a packet: limit and statistic work there with LOG, "

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from natengine.vocab import CtState, Proto
 from natengine.wire.addr import Prefix
 
+ANY_INTERFACE = "+"
 ALL_BITS = 0xFFFF_FFFF          # the mask of a mark that is looked at as a whole
 
 

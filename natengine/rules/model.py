@@ -21,7 +21,7 @@ from natengine.errors import RuleApplyError
 
 # this module is the door to the other two
 from natengine.rules.matches import *  # noqa: F403
-from natengine.rules.matches import AddressTest, InterfaceTest, Match, ProtocolTest
+from natengine.rules.matches import ANY_INTERFACE, AddressTest, InterfaceTest, Match, ProtocolTest
 from natengine.rules.targets import *  # noqa: F403
 from natengine.rules.targets import ACCEPT, Accept, Goto, Jump, Masquerade, Policy, Snat, Target
 
@@ -34,8 +34,6 @@ CHAIN_EXISTS = "Chain already exists."
 NEW_NAME_EXISTS = "File exists."
 IN_USE = " CHAIN_DEL failed (Device or resource busy): chain {}"
 EXIT_KERNEL_REFUSES = 4         # what iptables ends with when the kernel says no
-
-ANY_INTERFACE = "+"
 
 
 class TableName(enum.StrEnum):

@@ -1,4 +1,4 @@
-"""More of iptables' language against a running gateway: refusals that are told, lines in the log, files, flushed flows."""
+"""iptables' language against a running gateway: refusals that are told, lines in the log, files, flushed flows."""
 
 from __future__ import annotations
 

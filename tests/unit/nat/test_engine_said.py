@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, IPerror
-from support.engines import BOND_2, Gateway, reason_of
+from support.engines import BOND_2, BOND_DEF, Gateway, reason_of
 from support.packets import assert_checksums, icmp_error, ping, tcp, udp
 
 from natengine.nat.said import LINES_AT_ONCE
 from natengine.rules.targets import RejectWith
 from natengine.settings import FilteringBehaviour, Settings
-from natengine.vocab import Reason
+from natengine.vocab import Hook, PacketMeta, Reason
 
 OUT, BACK = "10.1.0.11:5000 > 203.0.113.2:80", "203.0.113.2:80 > 203.0.113.1:5000"
 
@@ -138,6 +138,15 @@ def test_addresses_of_the_head_are_local(gateway: Gateway) -> None:
     gateway.through(udp(OUT))
     assert reason_of(gateway.out(udp("10.1.0.11:1 > 203.0.113.255:9"))) is Reason.FORWARD_DROP
     assert reason_of(gateway.out(udp("10.1.0.1:1 > 203.0.113.2:9"), BOND_2)) is Reason.FORWARD_DROP
+
+
+def test_a_mark_of_forward_is_seen_by_nat(gateway: Gateway) -> None:
+    """And the kernel's own, too."""
+    gateway.rules("-A FORWARD -p udp -j MARK --set-mark 7", "-t nat -I POSTROUTING -m mark --mark 7 -j ACCEPT")
+    assert reason_of(gateway.out(udp(OUT))) is Reason.UNCHANGED
+    assert reason_of(gateway.out(tcp(OUT, "S"))) is Reason.NEW_FLOW
+    meta = PacketMeta(Hook.POSTROUTING, BOND_DEF, BOND_2, mark=7)
+    assert gateway.engine.process(tcp("10.1.0.11:5001 > 203.0.113.2:80", "S"), meta, 0).reason is Reason.UNCHANGED
 
 
 def test_conntrack_tuples_of_a_flow_stay_the_same(gateway: Gateway) -> None:
