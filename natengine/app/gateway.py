@@ -7,11 +7,9 @@ order of a stop is the reverse.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +23,7 @@ from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
+from natengine.app.journal import write_lines
 from natengine.app.loop import Loop
 from natengine.errors import ConfigError, HostError
 from natengine.fastpath import FastPath, TableConfig, create
@@ -32,13 +31,12 @@ from natengine.flow.records import FlowInfo
 from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
 from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
-from natengine.frontend.save import ALL as RESTORE_ALL
-from natengine.frontend.save import RestoreOptions, dump, parse_restore
+from natengine.frontend.save import REPLACE, RestoreOptions, dump, parse_restore
 from natengine.frontend.wording import left_alone
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import interface_matches, join_uplinks
-from natengine.nat.said import LogLine
+from natengine.nat.said import WARNING, LogLine
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
 from natengine.rules.model import LEFT_ALONE, RuleSet, TableName, Uplinks
@@ -89,15 +87,6 @@ def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
     return problems
 
 
-def write_log(lines: Iterable[LogLine]) -> None:
-    """Write lines to standard error; to the journal with their level (sd-daemon(3))."""
-    to_journal = "JOURNAL_STREAM" in os.environ
-    with contextlib.suppress(OSError, ValueError):          # nobody reads any more: packets matter more
-        for line in lines:
-            print(f"<{line.level}>{line.text}" if to_journal else line.text, file=sys.stderr)
-        sys.stderr.flush()
-
-
 class Gateway:
     """Joins the engine and the adapters.  Every method but `call` belongs to the packet thread."""
 
@@ -118,7 +107,7 @@ class Gateway:
         self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         ruleset, counters = parse_restore(
             ruleset_text or "", source=source,
-            report=lambda warning: write_log([LogLine(4, f"{source}: warning: {warning}")]),
+            report=lambda warning: write_lines([LogLine(WARNING, f"{source}: warning: {warning}")]),
         )
         check_executable(ruleset)
         self._undo: list[Callable[[], None]] = []
@@ -196,7 +185,7 @@ class Gateway:
         if self.engine.outbox:
             self._sender.send(self.engine.outbox.take())
         if self.engine.log:
-            write_log(self.engine.log.take())
+            write_lines(self.engine.log.take())
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the packet thread, from any other one."""
@@ -266,7 +255,7 @@ class Gateway:
         return sum(self.engine.remove_flow(flow_id, now_ns()) for flow_id in flow_ids)
 
     def restore(
-        self, text: str, options: RestoreOptions = RESTORE_ALL, *, test: bool = False, flush_flows: bool = False
+        self, text: str, options: RestoreOptions = REPLACE, *, test: bool = False, flush_flows: bool = False
     ) -> list[str]:
         """Replace the tables that iptables-save text names, or add to them; return warnings.
 

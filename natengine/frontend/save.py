@@ -88,12 +88,12 @@ class RestoreOptions:
     only: TableName | None = None
 
 
-ALL = RestoreOptions()
+REPLACE = RestoreOptions()
 
 
 def parse_restore(text: str, *, source: str = STDIN, base: RuleSet | None = None,
                   base_counters: RuleCounters | None = None, resolver: HostLookup | None = None,
-                  services: ServiceLookup | None = None, options: RestoreOptions = ALL,
+                  services: ServiceLookup | None = None, options: RestoreOptions = REPLACE,
                   report: Callable[[str], None] | None = None) -> tuple[RuleSet, RuleCounters]:
     """Read the text of iptables-save.
 

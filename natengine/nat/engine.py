@@ -119,6 +119,7 @@ class NatEngine:
         return reason
 
     def _decide(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
+        """Read the packet and give it to whom it concerns."""
         try:
             ip = parse_ipv4_untrusted(packet)
             if ip.is_fragment:

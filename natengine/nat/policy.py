@@ -142,7 +142,8 @@ class Policy:
     def _ask(self, program: Program, facts: PacketFacts) -> Outcome:
         """Walk a chain for a packet, count it, and note what the rules said on the way."""
         outcome = program(facts)
-        self.said += [Said(log, facts) for log in outcome.logs]
+        if outcome.logs:
+            self.said += [Said(log, facts) for log in outcome.logs]
         if isinstance(outcome.target, Reject):
             self.said.append(Said(outcome.target, facts))
         return outcome

@@ -26,6 +26,7 @@ CODES = {
     RejectWith.ADMIN_PROHIBITED: 13,
 }
 
+WARNING = 4                         # a level of syslog(3)
 LINES_A_SECOND, LINES_AT_ONCE = 100, 200
 MAX_LINES = 1000                    # waiting to be written
 

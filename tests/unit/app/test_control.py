@@ -24,7 +24,7 @@ from natengine.errors import (
     RuleApplyError,
     RuleSyntaxError,
 )
-from natengine.frontend.save import ALL, RestoreOptions
+from natengine.frontend.save import REPLACE, RestoreOptions
 from natengine.rules.model import TableName
 
 
@@ -51,7 +51,7 @@ class FakeGateway:
 
     def restore(self, text: str, options: RestoreOptions, *, test: bool, flush_flows: bool) -> list[str]:
         how = (options, test, flush_flows)
-        self.seen += [text] if how == (ALL, False, False) else [text, how]
+        self.seen += [text] if how == (REPLACE, False, False) else [text, how]
         return []
 
     def status(self) -> dict[str, object]:

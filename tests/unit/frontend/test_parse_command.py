@@ -89,6 +89,8 @@ def test_rules(line: str, rule: Rule) -> None:
     ("-X", Command(Kind.DELETE_CHAIN)),
     ("-t nat -X workers", Command(Kind.DELETE_CHAIN, NAT, chain="workers")),
     ("-E workers guests", Command(Kind.RENAME_CHAIN, chain="workers", new_name="guests")),
+    ("-F --flush-flows", Command(Kind.FLUSH, flush_flows=True)),
+    ("--fl", Command(Kind.FLUSH)),          # still what it is in iptables
     ("-D FORWARD 2", Command(Kind.DELETE, chain="FORWARD", number=2)),
     ("-P FORWARD DROP", Command(Kind.POLICY, chain="FORWARD", policy=Drop())),
     ("-Z FORWARD 1", Command(Kind.ZERO, chain="FORWARD", number=1)),
@@ -110,6 +112,7 @@ def test_commands(line: str, command: Command | None) -> None:
 
 # iptables' own refusals are compared in tests/lab/test_iptables_parity.py; these are natengine's
 @pytest.mark.parametrize("line,message,status", [
+    ("-L --flush-flows", "Illegal option `--flush-flows' with this command", 2),
     ("-A FORWARD -f", "option -f is not available in natengine", 2),
     ("-A FORWARD -j TCPMSS --clamp-mss-to-pmtu", "target TCPMSS is not available in natengine", 2),
     ("-A FORWARD -m set --match-set x src", "match set is not available in natengine: write -s or -d with a list of "
@@ -197,7 +200,9 @@ def test_canonical_arguments_parse_to_the_same_command(
     assert parse_command(command.to_argv()) == command
 
 
-@pytest.mark.parametrize("line", ["-N workers", "-X", "-X workers", "-E workers guests", "-t mangle -A FORWARD -g m"])
+@pytest.mark.parametrize("line", [
+    "-F --flush-flows", "-N workers", "-X", "-X workers", "-E workers guests", "-t mangle -A FORWARD -g m",
+])
 def test_commands_about_chains_survive_too(line: str) -> None:
     assert parse_command(parse(line).to_argv()) == parse(line)
 
