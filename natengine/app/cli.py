@@ -27,14 +27,16 @@ natengine, a NAT gateway in user space
 
 usage: natengine [--run-dir DIR] COMMAND …
 
-  run        be the gateway of this network namespace, in the foreground
-  iptables   look at the rules and change them, in iptables' language
-  save       write the rules to a file          (/etc/natengine/rules.v4)
-  restore    replace the rules by a file's
-  status     interfaces, flows, counters        (--json)
-  state      check a state file               (natengine state check)
-  hooks      open what a stopped engine closed (natengine hooks remove)
-  conntrack  the connection table, in conntrack's language
+  run               be the gateway of this network namespace, in the foreground
+  iptables          look at the rules and change them, in iptables' language
+  iptables-save     print the rules as iptables-save does
+  iptables-restore  replace the rules by such a text
+  save              write the rules to a file          (/etc/natengine/rules.v4)
+  restore           replace the rules by a file's
+  status            interfaces, flows, counters        (--json)
+  conntrack         the connection table, in conntrack's language
+  state             check a state file                 (natengine state check)
+  hooks             open what a stopped engine closed  (natengine hooks remove)
 
 `natengine COMMAND --help` says more about each.
 
@@ -190,6 +192,18 @@ def _iptables(words: list[str], run_dir: Path) -> int:
     return rules_cli.iptables(words, run_dir)
 
 
+def _iptables_save(words: list[str], run_dir: Path) -> int:
+    from natengine.app import rules_cli
+
+    return rules_cli.iptables_save(words, run_dir)
+
+
+def _iptables_restore(words: list[str], run_dir: Path) -> int:
+    from natengine.app import rules_cli
+
+    return rules_cli.iptables_restore(words, run_dir)
+
+
 def _save(words: list[str], run_dir: Path) -> int:
     from natengine.app import rules_cli
 
@@ -205,7 +219,9 @@ def _restore(words: list[str], run_dir: Path) -> int:
 
     parser = _Parser("natengine restore", description="Replace the rules by those of a file; flows stay.")
     parser.add_argument("--file", type=Path, default=_rules_path(), metavar="F", help="the file (%(default)s)")
-    return rules_cli.restore(parser.parse_args(words).file, run_dir)
+    parser.add_argument("--flush-flows", action="store_true", help="end every flow afterwards")
+    options = parser.parse_args(words)
+    return rules_cli.restore(options.file, run_dir, flush_flows=options.flush_flows)
 
 
 def _status(words: list[str], run_dir: Path) -> int:
@@ -260,6 +276,8 @@ def _conntrack(words: list[str], run_dir: Path) -> int:
 COMMANDS: dict[str, Callable[[list[str], Path], int]] = {
     "run": _run,
     "iptables": _iptables,
+    "iptables-save": _iptables_save,
+    "iptables-restore": _iptables_restore,
     "save": _save,
     "restore": _restore,
     "status": _status,

@@ -1,8 +1,9 @@
 """The control socket: one JSON object a line in, one out, over a Unix socket that only root can open.
 
     {"command": "change",    "argv": [...]}       an iptables command that changes something
-    {"command": "save",      "counters": bool}    the rules as iptables-save text
-    {"command": "restore",   "text": "..."}       all rules at once
+    {"command": "save",      "counters": bool}    the rules as iptables-save text ("table": one of them)
+    {"command": "restore",   "text": "..."}       all rules at once ("counters", "flush", "only": see RestoreOptions;
+                                                  "test", "flush_flows": see Gateway.restore)
     {"command": "status"}                         what `natengine status --json` prints
     {"command": "conntrack", "argv": [...]}       a conntrack command
 
@@ -29,6 +30,8 @@ from natengine.app import conntrack
 from natengine.app.client import SOCKET_NAME
 from natengine.app.gateway import Gateway
 from natengine.errors import ConfigError, ControlError, HostError, NatengineError
+from natengine.frontend.save import RestoreOptions
+from natengine.rules.model import TableName
 
 MAX_REQUEST = 16 << 20              # bytes: a restore of some hundred thousand rules
 PATIENCE_S = 10                     # for a client to send the rest of its line
@@ -125,11 +128,17 @@ class ControlServer:
 
     def _save(self, request: Request) -> Request:
         counters = bool(request.get("counters"))
-        return {"text": self._gateway.call(lambda: self._gateway.save_text(counters=counters))}
+        table = TableName(request["table"]) if request.get("table") else None
+        return {"text": self._gateway.call(lambda: self._gateway.save_text(counters=counters, table=table))}
 
     def _restore(self, request: Request) -> Request:
         text = str(request["text"])
-        return {"warnings": self._gateway.call(lambda: self._gateway.restore(text))}
+        only = TableName(request["only"]) if request.get("only") else None
+        options = RestoreOptions(bool(request.get("counters", True)), bool(request.get("flush", True)), only)
+        test, flush_flows = bool(request.get("test")), bool(request.get("flush_flows"))
+        return {"warnings": self._gateway.call(
+            lambda: self._gateway.restore(text, options, test=test, flush_flows=flush_flows)
+        )}
 
     def _status(self, _request: Request) -> Request:
         return {"status": self._gateway.call(self._gateway.status)}

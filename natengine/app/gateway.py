@@ -7,7 +7,6 @@ order of a stop is the reverse.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import sys
@@ -26,6 +25,7 @@ from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
+from natengine.app.journal import write_lines
 from natengine.app.loop import Loop
 from natengine.app.state import open_table
 from natengine.errors import ConfigError, HostError
@@ -33,13 +33,15 @@ from natengine.fastpath import FastPath
 from natengine.flow.records import FlowInfo
 from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
-from natengine.frontend.save import dump, parse_restore
+from natengine.frontend.save import REPLACE, RestoreOptions, dump, parse_restore
+from natengine.frontend.wording import left_alone
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import interface_matches, is_uplink, join_uplinks
+from natengine.nat.said import WARNING, LogLine
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
-from natengine.rules.model import RuleSet, Uplinks
+from natengine.rules.model import LEFT_ALONE, RuleSet, TableName, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import Decision, PacketMeta
 from natengine.wire.addr import format_ipv4
@@ -96,7 +98,10 @@ class Gateway:
         """
         self.config = config
         self.started_ns = now_ns()
-        ruleset, counters = parse_restore(ruleset_text or "", source=source)
+        ruleset, counters = parse_restore(
+            ruleset_text or "", source=source,
+            report=lambda warning: write_lines([LogLine(WARNING, f"{source}: warning: {warning}")]),
+        )
         check_executable(ruleset)
         self.backend, fast, self.state = open_table(config.fastpath, config.settings, config.state)
         self._undo: list[Callable[[], None]] = []
@@ -104,33 +109,37 @@ class Gateway:
             self._keep(self.state, lambda state: state.close(keep=len(fast) > 0))
         self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         try:
-            self._routes = self._keep(RouteSocket(), RouteSocket.close)
-            self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
-            self.taken_over = self.engine.take_over(config.settings.max_flows, now_ns())
-            self._look_at_local_ports()
-            problems = check_uplinks(ruleset.uplinks(), self.engine.interfaces)
-            if problems:
-                raise HostError("; ".join(problems))
-            self.engine.replace_ruleset(ruleset, counters)
-            self._sender = self._keep(RawSender(), RawSender.close)
-            self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
-            self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
-            self._undo.append(self._unhook)
-            self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
-            if self.engine.uplinks == Uplinks():
-                # Whoever was killed here may have left forwarding on, and hooks that are about to go.
-                self._forwarding.restore()
-            self._take_from(self.engine.uplinks)
-            remove_leftovers(self.hooks)
-            self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
-            self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
-            self.loop.watch(self._routes.fileno(), self._interfaces_changed)
+            self._open(fast, ruleset, counters)
         except BaseException as error:
             try:
                 self.close()
             except HostError as leftover:
                 raise HostError(f"{error}; besides: {leftover}") from error
             raise
+
+    def _open(self, fast: FastPath, ruleset: RuleSet, counters: RuleCounters) -> None:
+        """Get hold of everything that a gateway needs of the machine, in the order of a start."""
+        self._routes = self._keep(RouteSocket(), RouteSocket.close)
+        self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
+        self.taken_over = self.engine.take_over(config.settings.max_flows, now_ns())
+        self._look_at_local_ports()
+        problems = check_uplinks(ruleset.uplinks(), self.engine.interfaces)
+        if problems:
+            raise HostError("; ".join(problems))
+        self.engine.replace_ruleset(ruleset, counters)
+        self._sender = self._keep(RawSender(), RawSender.close)
+        self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
+        self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
+        self._undo.append(self._unhook)
+        self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
+        if self.engine.uplinks == Uplinks():
+            # Whoever was killed here may have left forwarding on, and hooks that are about to go.
+            self._forwarding.restore()
+        self._take_from(self.engine.uplinks)
+        remove_leftovers(self.hooks)
+        self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
+        self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
+        self.loop.watch(self._routes.fileno(), self._interfaces_changed)
 
     def _unhook(self) -> None:
         """Take the hooks out; or leave a guard, so that a gateway that has stopped is closed."""
@@ -189,9 +198,8 @@ class Gateway:
             self.io.release(decision)
         if self.engine.outbox:
             self._sender.send(self.engine.outbox.take())
-        for line in self.engine.notices.take() if self.engine.notices else ():
-            with contextlib.suppress(OSError):          # a log that cannot be written to stops no packets
-                print(f"natengine: {line}", file=sys.stderr, flush=True)
+        if self.engine.log:
+            write_lines(self.engine.log.take())
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the packet thread, from any other one."""
@@ -262,23 +270,48 @@ class Gateway:
         after = command.apply(before)
         warnings = [] if after is before else self._put_in_force(after)
         command.touch_counters(before, after, self.engine.counters)
+        if command.flush_flows:
+            self._flush_flows()
+        if command.adds_rules and command.table in LEFT_ALONE:
+            warnings = [*warnings, left_alone(after.table(command.table))]
         return warnings
+
+    def _flush_flows(self) -> None:
+        self.delete_flows([info.flow_id for info in self.engine.flows()])
 
     def delete_flows(self, flow_ids: list[int]) -> int:
         """End these flows and return how many of them there were."""
         return sum(self.engine.remove_flow(flow_id, now_ns()) for flow_id in flow_ids)
 
-    def restore(self, text: str) -> list[str]:
-        """Replace the tables that iptables-save text names; return warnings."""
-        return self._put_in_force(
-            *parse_restore(text, base=self.engine.ruleset, base_counters=self.engine.counters)
+    def restore(
+        self, text: str, options: RestoreOptions = REPLACE, *, test: bool = False, flush_flows: bool = False
+    ) -> list[str]:
+        """Replace the tables that iptables-save text names, or add to them; return warnings.
+
+        Args:
+            test: Only find out whether it can be done.
+            flush_flows: End every flow afterwards.
+        """
+        warnings: list[str] = []
+        ruleset, counters = parse_restore(
+            text, base=self.engine.ruleset, base_counters=self.engine.counters, options=options,
+            report=warnings.append,
         )
+        if test:
+            check_executable(ruleset)
+            return warnings
+        warnings += self._put_in_force(ruleset, counters)
+        if flush_flows:
+            self._flush_flows()
+        return warnings
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────
 
-    def save_text(self, *, counters: bool) -> str:
-        """Return the rule set as iptables-save text."""
-        return dump(self.engine.ruleset, self.engine.counters if counters else None)
+    def save_text(self, *, counters: bool, table: TableName | None = None) -> str:
+        """Return the rule set, or one table of it, as iptables-save text."""
+        return dump(
+            self.engine.ruleset, self.engine.counters, rule_counters=counters, tables=None if table is None else [table]
+        )
 
     def flows(self) -> list[FlowInfo]:
         """Return a copy of the connection table."""
@@ -309,6 +342,7 @@ class Gateway:
             "rules": {
                 table.name.value: list_specs(self.engine.ruleset, table=table.name).splitlines()
                 for table in self.engine.ruleset.tables
+                if not (table.name in LEFT_ALONE and table.untouched)
             },
             "state": None if self.state is None else {"file": str(self.state.path), "taken_over": self.taken_over},
             "flows": stats.flows,

@@ -27,10 +27,12 @@ from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbo
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
 from natengine.nat.protocols import peer_taken
+from natengine.nat.said import LogBook, carry_out
 from natengine.nat.slowpath import SlowPath
 from natengine.nat.takeover import take_over
 from natengine.nat.vanished import VanishedAddresses
 from natengine.rules.counters import RuleCounters
+from natengine.rules.facts import RuleMemory
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
@@ -69,7 +71,9 @@ class NatEngine:
         self._by_reason = [0] * (max(Reason) + 1)
         self._clamped = settings.clamp_mss_to_pmtu
         self.outbox = Outbox()
-        self.notices = Notices()
+        self.log = LogBook()
+        self._notices = Notices(self.log)
+        self._memory = RuleMemory(rng)
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
@@ -120,7 +124,17 @@ class NatEngine:
                 self._by_reason[_SETTLED[path]] += packets
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason | HeldFragment:
-        """Deal with what the fast path could not."""
+        """Deal with what the fast path could not, and do what the rules say beside yes and no."""
+        policy = self._slow.policy
+        policy.now_ns = now_ns
+        reason = self._decide(path, packet, meta, now_ns)
+        if policy.said:
+            own = self.interfaces.address(meta.in_ifindex)
+            carry_out(policy.take_said(), packet, own, self.outbox, self.log, now_ns)
+        return reason
+
+    def _decide(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason | HeldFragment:
+        """Read the packet and give it to whom it concerns."""
         try:
             ip, transport = self._fast.read(packet)
             if ip.is_fragment:
@@ -169,7 +183,7 @@ class NatEngine:
     def _refuse(self, reason: Reason, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Do what goes with some reasons for not beginning a flow; return the reason."""
         if reason is Reason.PEER_TAKEN:
-            self.notices.say(reason, peer_taken(new), now_ns)
+            self._notices.say(reason, peer_taken(new), now_ns)
         if reason in _NO_ROOM:
             self._tell_sender(packet, new, now_ns)
         elif reason is Reason.SYN_HELD:
@@ -200,7 +214,10 @@ class NatEngine:
         if spec.from_inside and meta.out_ifindex:
             spec = spec._replace(uplink_ifindex=meta.out_ifindex)
         self._fast.approve(flow.flow_id, self._slow.policy.allow_later(spec), spec.uplink_ifindex)
-        return _SETTLED[self._translate(packet, new, now_ns)]
+        reason = _SETTLED[self._translate(packet, new, now_ns)]
+        if reason is Reason.FORWARD_DROP:
+            self._slow.policy.refuse_later(spec, new.ip.total_len, leaving=meta.hook == Hook.POSTROUTING)
+        return reason
 
     def _find_flow(self, new: NewPacket, now_ns: int) -> FlowInfo | None:
         """Return the flow that a packet belongs to; one that has lost its uplink ends instead."""
@@ -303,6 +320,7 @@ class NatEngine:
         if counters is not None:
             self.counters = counters
         self.counters.forget_missing(ruleset)
+        self._memory.forget_missing(ruleset.handles())
         self._uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
         self._renew_policy()
 
@@ -338,7 +356,7 @@ class NatEngine:
         return sum(self.remove_flow(flow_id, now_ns) for flow_id in self._vanished.find_flows())
 
     def _policy(self) -> Policy:
-        return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks)
+        return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks, self._memory)
 
     def _renew_policy(self) -> None:
         self._fast.clamp(mss_limits(self._clamped, self.interfaces))

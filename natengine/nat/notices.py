@@ -1,7 +1,8 @@
-"""What somebody should hear of: lines for the log, few of each kind, which the program around the engine writes."""
+"""What somebody should hear of: a line in the log for some reasons, and few for each of them."""
 
 from __future__ import annotations
 
+from natengine.nat.said import WARNING, LogBook, LogLine
 from natengine.settings import SECOND_NS
 from natengine.vocab import Reason
 
@@ -9,15 +10,12 @@ EVERY_NS = 10 * SECOND_NS           # so often, at most, for the same reason
 
 
 class Notices:
-    """Lines waiting to be written."""
+    """Says why packets are dropped, without a line for each."""
 
-    def __init__(self) -> None:
-        self._waiting: list[str] = []
+    def __init__(self, log: LogBook) -> None:
+        self._log = log
         self._said_ns: dict[Reason, int] = {}
         self._unsaid: dict[Reason, int] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting)
 
     def say(self, reason: Reason, line: str, now_ns: int) -> None:
         """Say this, unless something was said for the same reason a moment ago: then it is only counted."""
@@ -27,9 +25,5 @@ class Notices:
             return
         self._said_ns[reason] = now_ns
         unsaid = self._unsaid.pop(reason, 0)
-        self._waiting.append(f"{line} (and {unsaid} more like it before)" if unsaid else line)
-
-    def take(self) -> list[str]:
-        """Return what is to be written, in order, and forget it."""
-        waiting, self._waiting = self._waiting, []
-        return waiting
+        text = f"natengine: {line}" + (f" (and {unsaid} more like it before)" if unsaid else "")
+        self._log.write(LogLine(WARNING, text), now_ns)

@@ -24,7 +24,7 @@ from natengine.nat.packet import NewPacket
 from natengine.nat.policy import ASK_FORWARD, Policy, SourceNat, is_drop
 from natengine.nat.protocols import MAPPED, UNTRANSLATABLE
 from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
-from natengine.rules.model import Masquerade
+from natengine.rules.targets import Accept, Masquerade
 from natengine.settings import Settings
 from natengine.vocab import CtState, Hook, Proto, Reason, Rng
 from natengine.wire.ipv4 import ICMP_REPLY_TO
@@ -107,8 +107,10 @@ class SlowPath:
         aimed = find_aimed(self._fast, packet)
         if aimed is not None:
             return self._second_half(packet, facts, aimed, now_ns)
-        if not self.policy.forwards(facts):
+        outcome = self.policy.forward(facts)
+        if not isinstance(outcome.target, Accept):
             return Reason.FORWARD_DROP
+        facts = outcome.marked(facts)
         return self._source_nat(packet, facts, now_ns)
 
     def _source_nat(self, packet: NewPacket, facts: PacketFacts, now_ns: int) -> FlowSpec | Reason:

@@ -24,6 +24,8 @@ from natengine.errors import (
     RuleApplyError,
     RuleSyntaxError,
 )
+from natengine.frontend.save import REPLACE, RestoreOptions
+from natengine.rules.model import TableName
 
 
 class FakeGateway:
@@ -44,11 +46,12 @@ class FakeGateway:
         self.seen.append(argv)
         return ["a warning"]
 
-    def save_text(self, *, counters: bool) -> str:
-        return f"counters={counters}\n"
+    def save_text(self, *, counters: bool, table: TableName | None) -> str:
+        return f"counters={counters} {table}\n"
 
-    def restore(self, text: str) -> list[str]:
-        self.seen.append(text)
+    def restore(self, text: str, options: RestoreOptions, *, test: bool, flush_flows: bool) -> list[str]:
+        how = (options, test, flush_flows)
+        self.seen += [text] if how == (REPLACE, False, False) else [text, how]
         return []
 
     def status(self) -> dict[str, object]:
@@ -91,12 +94,14 @@ def talk(run_dir: Path, *chunks: bytes) -> bytes:
 def test_every_command(server: Path, gateway: FakeGateway) -> None:
     """Requests reach the gateway, through `call`; answers come back."""
     assert ask(server, "change", argv=["-A", "FORWARD"])["warnings"] == ["a warning"]
-    assert ask(server, "save")["text"] == "counters=False\n"
-    assert ask(server, "save", counters=True)["text"] == "counters=True\n"
+    assert ask(server, "save")["text"] == "counters=False None\n"
+    assert ask(server, "save", counters=True, table="nat")["text"] == "counters=True nat\n"
     assert ask(server, "restore", text="*nat\nCOMMIT\n")["warnings"] == []
     assert ask(server, "status")["status"] == {"flows": 3}
     assert ask(server, "conntrack", argv=["-C"])["stdout"] == "0\n"
     assert gateway.seen == [["-A", "FORWARD"], "*nat\nCOMMIT\n"]
+    ask(server, "restore", text="", counters=False, flush=False, only="nat", test=True, flush_flows=True)
+    assert gateway.seen[2:] == ["", (RestoreOptions(False, False, TableName.NAT), True, True)]
     assert gateway.threads == {"control client"}
 
 

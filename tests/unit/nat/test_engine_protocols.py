@@ -159,8 +159,8 @@ def test_a_second_host_to_the_same_peer_is_refused_and_told(gateway: Gateway, pr
     assert reason_of(gateway.out(bytearray(refused))) is Reason.PEER_TAKEN
     assert gateway.count(Reason.PEER_TAKEN) == 1
     assert gateway.engine.outbox.take() == [told(refused)]
-    (line,) = gateway.engine.notices.take()
-    assert f"from {W2} to {PEER} dropped" in line
+    (line,) = gateway.engine.log.take()
+    assert f"from {W2} to {PEER} dropped" in line.text
     # other peers, other protocols and other uplinks are free
     assert gateway.through(other(f"{W2} > 203.0.113.9", proto)) == other(f"{HEAD} > 203.0.113.9", proto)
     assert gateway.through(other(f"{W2} > {PEER}", 200)) == other(f"{HEAD} > {PEER}", 200)
@@ -180,12 +180,12 @@ def test_the_log_hears_of_it_rarely(gateway: Gateway) -> None:
     gateway.through(other(OUT))
     for _ in range(5):
         gateway.out(other(f"{W2} > {PEER}"))
-    assert len(gateway.engine.notices.take()) == 1
+    assert len(gateway.engine.log.take()) == 1
     gateway.clock.advance(11)
     gateway.out(other(f"{W2} > {PEER}"))
-    (line,) = gateway.engine.notices.take()
-    assert line.startswith("gre from 10.1.0.12 to 203.0.113.2 dropped")
-    assert line.endswith("(and 4 more like it before)")
+    (line,) = gateway.engine.log.take()
+    assert line.text.startswith("natengine: gre from 10.1.0.12 to 203.0.113.2 dropped")
+    assert line.text.endswith("(and 4 more like it before)")
     assert gateway.count(Reason.PEER_TAKEN) == 6
 
 
