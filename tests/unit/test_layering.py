@@ -43,7 +43,8 @@ CIMPORTS = {
     "_tcp_window": {"natengine._wire"},
     "_flow_record": {"natengine._wire", "natengine._tcp_window"},
     "_fastpath": {"natengine._wire", "natengine._tcp_window", "natengine._flow_record"},
-    "adapters/_nfqueue": {"natengine._wire", "natengine._fastpath"},
+    "adapters/_message": {"natengine._wire", "natengine.adapters._nfqueue"},
+    "adapters/_nfqueue": {"natengine._wire", "natengine._fastpath", "natengine.adapters._message"},
 }
 
 PURE = set(ALLOWED) - {"adapters", "app"}
