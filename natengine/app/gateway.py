@@ -45,6 +45,7 @@ from natengine.wire.addr import format_ipv4
 T = TypeVar("T")
 
 LOOK_AT_PORTS_NS = 5_000_000_000
+LOOKS_A_TURN = 4096                 # flows that are copied between two batches of packets: some milliseconds
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class GatewayConfig:
     settings: Settings = field(default_factory=Settings)
     state: Path | None = None           # the state file; None for none
     guard: bool = False                 # whether the uplinks stay closed when it stops
+    readers: int | None = None          # a group that may look, by its number
 
 
 def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
@@ -260,9 +262,10 @@ class Gateway:
         """Return the rule set as iptables-save text."""
         return dump(self.engine.ruleset, self.engine.counters if counters else None)
 
-    def flows(self) -> list[FlowInfo]:
-        """Return a copy of the connection table."""
-        return self.engine.flows()
+    def flows(self, first_id: int = 0) -> tuple[list[FlowInfo], int | None]:
+        """Return a copy of a piece of the connection table, and where the next one begins; None at the end."""
+        end = min(first_id + LOOKS_A_TURN, self.config.settings.max_flows)
+        return self.engine.flows(range(first_id, end)), end if end < self.config.settings.max_flows else None
 
     def status(self) -> dict[str, object]:
         """Return what `natengine status --json` prints."""
