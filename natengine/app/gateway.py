@@ -24,6 +24,7 @@ from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
+from natengine.app.log import Log
 from natengine.app.loop import Loop
 from natengine.app.state import open_table
 from natengine.errors import ConfigError, HostError
@@ -45,6 +46,7 @@ from natengine.wire.addr import format_ipv4
 T = TypeVar("T")
 
 LOOK_AT_PORTS_NS = 5_000_000_000
+TELL_REFUSALS_NS = 1_000_000_000
 LOOKS_A_TURN = 4096                 # flows that are copied between two batches of packets: some milliseconds
 
 
@@ -95,12 +97,15 @@ class Gateway:
             HostError: The machine cannot do it.  Nothing is left installed.
         """
         self.config = config
+        self.log = Log()
         self.started_ns = now_ns()
         ruleset, counters = parse_restore(ruleset_text or "", source=source)
         check_executable(ruleset)
         self.backend, fast, self.state = open_table(config.fastpath, config.settings, config.state)
         self._undo: list[Callable[[], None]] = []
         if self.state is not None:
+            if self.state.note:
+                self.log.write(self.state.note)
             self._keep(self.state, lambda state: state.close(keep=len(fast) > 0))
         self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         try:
@@ -124,6 +129,7 @@ class Gateway:
             remove_leftovers(self.hooks)
             self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
             self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
+            self.loop.every(TELL_REFUSALS_NS, self._tell_refusals)
             self.loop.watch(self._routes.fileno(), self._interfaces_changed)
         except BaseException as error:
             try:
@@ -215,6 +221,9 @@ class Gateway:
         self._routes.drain()
         self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
 
+    def _tell_refusals(self) -> None:
+        self.log.tell_refusals(self.engine.stats().by_reason, now_ns())
+
     def _look_at_local_ports(self) -> None:
         self.engine.replace_local_ports(read_local_ports())
 
@@ -294,6 +303,7 @@ class Gateway:
                 table.name.value: list_specs(self.engine.ruleset, table=table.name).splitlines()
                 for table in self.engine.ruleset.tables
             },
+            "log_lines_lost": self.log.lost,
             "state": None if self.state is None else {"file": str(self.state.path), "taken_over": self.taken_over},
             "flows": stats.flows,
             "max_flows": self.config.settings.max_flows,
