@@ -499,18 +499,18 @@ A flow table of fixed capacity and the packet path over it.
 
     cdef object describe(self, uint32_t flow_id):
         cdef Flow *flow = &self.flows[flow_id]
-        spec = FlowSpec(
+        spec = new_tuple(FlowSpec, (
             flow.proto, flow.inside_ip, flow.inside_port, flow.outside_ip, flow.outside_port,
             flow.peer_ip, flow.peer_port, <bint>flow.from_inside,
             flow.inside_ifindex, flow.uplink_ifindex, flow.allow,
-        )
+        ))
         sides = UNHEARD_SIDES
         if flow.proto == IS_TCP:
             sides = describe_side(flow, 0), describe_side(flow, 1)
-        return FlowInfo(
+        return new_tuple(FlowInfo, (
             flow_id, spec, flow.tcp_state, <bint>flow.seen_reply, <bint>flow.assured, flow.deadline_ns, sides,
             flow.packets[0], flow.bytes[0], flow.packets[1], flow.bytes[1],
-        )
+        ))
 
     # ── index ────────────────────────────────────────────────────────────────────────────────────
 
@@ -633,4 +633,4 @@ A flow table of fixed capacity and the packet path over it.
 
 cdef object describe_side(const Flow *flow, int is_reply):
     cdef const Side *side = &flow.sides[is_reply]
-    return SideInfo(side.end, side.acked, side.max_win, flow.scales[is_reply])
+    return new_tuple(SideInfo, (side.end, side.acked, side.max_win, flow.scales[is_reply]))

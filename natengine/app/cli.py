@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import grp
 import json
 import os
 import sys
@@ -116,7 +117,7 @@ def _run(words: list[str], run_dir: Path) -> int:
             hooks=options.hooks and HookBackEnd(options.hooks),
         ),
         None if options.state == NO_STATE else options.state or run_dir / FILE_NAME,
-        guard=options.guard,
+        guard=options.guard, readers=options.control_group,
     )
     return daemon.run(config, rules, signals)
 
@@ -149,14 +150,7 @@ def _run_parser() -> _Parser:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help=f"settings, in TOML ({DEFAULT_SETTINGS} if it exists)"
     )
-    parser.add_argument(
-        "--state", type=Path, metavar="FILE",
-        help="where the flows are kept, to outlive the engine (flows.state in the run directory); none: nowhere",
-    )
-    parser.add_argument(
-        "--guard", action="store_true",
-        help="leave the uplinks closed to forwarded packets when it stops (natengine hooks remove opens them)",
-    )
+    _add_options_for_others(parser)
     parser.add_argument(
         "--max-flows", type=_number(1, 1 << 24), metavar="N",
         help=f"capacity of the connection table ({Settings.max_flows})",
@@ -171,6 +165,22 @@ def _run_parser() -> _Parser:
     return parser
 
 
+def _add_options_for_others(parser: _Parser) -> None:
+    """What the next engine finds, what holds without an engine, and who may look."""
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE",
+        help="where the flows are kept, to outlive the engine (flows.state in the run directory); none: nowhere",
+    )
+    parser.add_argument(
+        "--control-group", type=_group, metavar="GROUP",
+        help="whose members may see rules, flows and counters; changes are root's (nobody)",
+    )
+    parser.add_argument(
+        "--guard", action="store_true",
+        help="leave the uplinks closed to forwarded packets when it stops (natengine hooks remove opens them)",
+    )
+
+
 def _number(first: int, last: int) -> Callable[[str], int]:
     """Return an argparse type for the numbers `first` to `last`."""
 
@@ -180,6 +190,14 @@ def _number(first: int, last: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _group(name: str) -> int:
+    """Return the number of a group, as an argparse type."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{name!r} is no group; make it first: groupadd --system {name}") from None
 
 
 def _rules_path() -> Path:

@@ -35,6 +35,15 @@ class Answer(NamedTuple):
     exit_status: int
 
 
+def only_looks(words: list[str]) -> bool:
+    """Whether a command deletes nothing; one that cannot be read is for `run` to refuse."""
+    try:
+        options = _parser().parse_args(words)
+    except (ConfigError, _HelpWanted):
+        return True
+    return not (options.delete or options.flush)
+
+
 class _Tuple(NamedTuple):
     """One direction of a flow, as conntrack shows it."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
         raise HostError("natengine run must be root: it takes packets from the kernel")
     text = rules.read()
     signals.remember()
-    run_dir = RunDir(config.run_dir)
+    run_dir = RunDir(config.run_dir, config.readers)
     try:
         _serve(config, text, str(rules.path), signals)
     finally:
@@ -90,9 +89,7 @@ def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
 def _serve(config: GatewayConfig, text: str | None, source: str, signals: StopSignals) -> None:
     gateway = Gateway(config, text, source)
     try:
-        if gateway.state is not None and gateway.state.note:
-            print(f"natengine: {gateway.state.note}", file=sys.stderr, flush=True)
-        control = ControlServer(gateway, config.run_dir)
+        control = ControlServer(gateway, config.run_dir, config.readers)
         try:
             control.start()
             interval = watchdog_interval_s()

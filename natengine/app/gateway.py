@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
-from natengine.app.journal import write_lines
+from natengine.app.log import Log
 from natengine.app.loop import Loop
 from natengine.app.state import open_table
 from natengine.errors import ConfigError, HostError
@@ -38,7 +37,6 @@ from natengine.frontend.wording import left_alone
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import interface_matches, is_uplink, join_uplinks
-from natengine.nat.said import WARNING, LogLine
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
 from natengine.rules.model import LEFT_ALONE, RuleSet, TableName, Uplinks
@@ -49,6 +47,8 @@ from natengine.wire.addr import format_ipv4
 T = TypeVar("T")
 
 LOOK_AT_PORTS_NS = 5_000_000_000
+TELL_REFUSALS_NS = 1_000_000_000
+LOOKS_A_TURN = 4096                 # flows that are copied between two batches of packets: some milliseconds
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class GatewayConfig:
     settings: Settings = field(default_factory=Settings)
     state: Path | None = None           # the state file; None for none
     guard: bool = False                 # whether the uplinks stay closed when it stops
+    readers: int | None = None          # a group that may look, by its number
 
 
 def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
@@ -97,15 +98,18 @@ class Gateway:
             HostError: The machine cannot do it.  Nothing is left installed.
         """
         self.config = config
+        self.log = Log()
         self.started_ns = now_ns()
         ruleset, counters = parse_restore(
             ruleset_text or "", source=source,
-            report=lambda warning: write_lines([LogLine(WARNING, f"{source}: warning: {warning}")]),
+            report=lambda warning: self.log.write(f"{source}: warning: {warning}"),
         )
         check_executable(ruleset)
         self.backend, fast, self.state = open_table(config.fastpath, config.settings, config.state)
         self._undo: list[Callable[[], None]] = []
         if self.state is not None:
+            if self.state.note:
+                self.log.write(self.state.note)
             self._keep(self.state, lambda state: state.close(keep=len(fast) > 0))
         self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         try:
@@ -119,6 +123,7 @@ class Gateway:
 
     def _open(self, fast: FastPath, ruleset: RuleSet, counters: RuleCounters) -> None:
         """Get hold of everything that a gateway needs of the machine, in the order of a start."""
+        config = self.config
         self._routes = self._keep(RouteSocket(), RouteSocket.close)
         self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
         self.taken_over = self.engine.take_over(config.settings.max_flows, now_ns())
@@ -139,6 +144,7 @@ class Gateway:
         remove_leftovers(self.hooks)
         self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
         self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
+        self.loop.every(TELL_REFUSALS_NS, self._tell_refusals)
         self.loop.watch(self._routes.fileno(), self._interfaces_changed)
 
     def _unhook(self) -> None:
@@ -199,7 +205,7 @@ class Gateway:
         if self.engine.outbox:
             self._sender.send(self.engine.outbox.take())
         if self.engine.log:
-            write_lines(self.engine.log.take())
+            self.log.write_lines(self.engine.log.take())
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the packet thread, from any other one."""
@@ -228,7 +234,10 @@ class Gateway:
         try:
             self.hooks.sync(self._plan(self.engine.uplinks))
         except HostError as error:      # what is translated goes on; it is tried again at the next change
-            print(f"natengine: {error}", file=sys.stderr, flush=True)
+            self.log.write(str(error))
+
+    def _tell_refusals(self) -> None:
+        self.log.tell_refusals(self.engine.stats().by_reason, now_ns())
 
     def _look_at_local_ports(self) -> None:
         self.engine.replace_local_ports(read_local_ports())
@@ -313,9 +322,10 @@ class Gateway:
             self.engine.ruleset, self.engine.counters, rule_counters=counters, tables=None if table is None else [table]
         )
 
-    def flows(self) -> list[FlowInfo]:
-        """Return a copy of the connection table."""
-        return self.engine.flows()
+    def flows(self, first_id: int = 0) -> tuple[list[FlowInfo], int | None]:
+        """Return a copy of a piece of the connection table, and where the next one begins; None at the end."""
+        end = min(first_id + LOOKS_A_TURN, self.config.settings.max_flows)
+        return self.engine.flows(range(first_id, end)), end if end < self.config.settings.max_flows else None
 
     def status(self) -> dict[str, object]:
         """Return what `natengine status --json` prints."""
@@ -344,6 +354,7 @@ class Gateway:
                 for table in self.engine.ruleset.tables
                 if not (table.name in LEFT_ALONE and table.untouched)
             },
+            "log_lines_lost": self.log.lost,
             "state": None if self.state is None else {"file": str(self.state.path), "taken_over": self.taken_over},
             "flows": stats.flows,
             "max_flows": self.config.settings.max_flows,

@@ -9,7 +9,7 @@ from pathlib import Path
 from natengine.adapters.clock import now_ns
 from natengine.adapters.statefile import Layout, StateFile, Unfit, read_records
 from natengine.errors import CorruptTable
-from natengine.fastpath import FastPath, configure, create
+from natengine.fastpath import FastPath, configure, create, select
 from natengine.flow.image import LAYOUT, RECORD_BYTES
 from natengine.settings import Settings
 
@@ -26,8 +26,9 @@ def open_table(choice: str, settings: Settings, path: Path | None) -> tuple[str,
         path: The state file; None for a table that nobody finds again.
 
     Raises:
-        HostError: The file cannot be used.
+        HostError: The file, or the fast path, cannot be used.
     """
+    select(choice)                      # before there is a file
     config = configure(settings, os.urandom(16))        # the index is made anew, so its key is too
     if path is None:
         return *create(choice, config), None

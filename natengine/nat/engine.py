@@ -288,9 +288,12 @@ class NatEngine:
         self._slow.arriving.held.expire(now_ns, self.outbox)
         return len(ended) + self._end_flows_without_address(now_ns)
 
-    def flows(self) -> list[FlowInfo]:
-        """Return a copy of every flow."""
-        return self._fast.snapshot()
+    def flows(self, flow_ids: range | None = None) -> list[FlowInfo]:
+        """Return a copy of every flow, or of those that have one of these ids."""
+        if flow_ids is None:
+            return self._fast.snapshot()
+        found = map(self._fast.info, flow_ids)
+        return [info for info in found if info is not None]
 
     def remove_flow(self, flow_id: int, now_ns: int) -> bool:
         """End one flow (`conntrack -D`); False if there is none."""

@@ -6,14 +6,14 @@ No packet with an inside source address gets to the internet meanwhile: the fixt
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import selectors
 import signal
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +22,16 @@ from gateway_tools import (
     ADDRESS,
     ECHO,
     UPLINK,
+    answers,
     connect,
     conntrack_lines,
     echo,
     echo_server,
+    head_state,
+    is_silent,
     kill,
     ping,
     udp_socket,
-    udp_whoami,
-    wait_for,
 )
 from natlab import Lab
 from natlab.engine import Engine
@@ -40,8 +41,12 @@ pytestmark = pytest.mark.lab
 one_fast_path = pytest.mark.parametrize("fast_path", [NAMES[-1]], indirect=True)
 
 CONNECTIONS = 200
+PATIENCE_S = 60                     # a sender waits up to twice as long as the engine was away before it tries again
 AHEAD = 4096                        # bytes that a connection may be ahead of its echo
-PORT_FOR_BOTH, PING_ID = 40404, 404
+PORT_FOR_BOTH, PEER_PORT, PING_ID = 40404, 5353, 404
+SSH = 2222
+
+Restart = Callable[[Engine], None]
 
 
 class EchoedStream:
@@ -51,7 +56,7 @@ class EchoedStream:
         self.link = link
         self.link.setblocking(False)
         self._out, self._expected = random.Random(seed), random.Random(seed)
-        self._unsent = b""
+        self._unsent = self._due = b""
         self.sent = self.received = 0
 
     def send(self) -> None:
@@ -66,11 +71,10 @@ class EchoedStream:
         with contextlib.suppress(BlockingIOError):
             data = self.link.recv(65536)
             assert data, "the connection was closed"
-            self._left = getattr(self, "_left", b"")
-            while len(self._left) < len(data):
-                self._left += self._expected.randbytes(256)
-            assert data == self._left[:len(data)], f"wrong bytes behind byte {self.received}"
-            self._left, self.received = self._left[len(data):], self.received + len(data)
+            while len(self._due) < len(data):
+                self._due += self._expected.randbytes(256)
+            assert data == self._due[:len(data)], f"wrong bytes behind byte {self.received}"
+            self._due, self.received = self._due[len(data):], self.received + len(data)
 
 
 class EchoedStreams:
@@ -112,12 +116,15 @@ class EchoedStreams:
                 stream.received > start + AHEAD for stream, start in zip(self._streams, before, strict=True)
             )
 
-        wait_for("every connection goes on", have_moved)
+        deadline = time.monotonic() + PATIENCE_S
+        while not have_moved():
+            assert time.monotonic() < deadline, "not every connection goes on"
+            time.sleep(0.05)
 
     def finish(self) -> None:
         """Send no more, and wait until all that was sent has come back."""
         self._sending = False
-        self._thread.join(60)
+        self._thread.join(PATIENCE_S)
         assert self.failure is None, self.failure
         assert not self._thread.is_alive() and self.under_way == 0, f"{self.under_way} bytes are lost"
 
@@ -135,20 +142,21 @@ def stop_and_start(engine: Engine) -> None:
 
 
 @pytest.fixture(params=[kill_and_start, stop_and_start], ids=["killed", "stopped"])
-def restart(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
+def restart(request: pytest.FixtureRequest) -> Restart:
     """The two ways of starting again."""
-    return request.param
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture
-def engine(new_engine: NewEngine, owners_rules: Path) -> Iterator[Engine]:
-    """An engine that leaves a guard behind, which goes with the test."""
-    engine = new_engine("--rules", owners_rules, "--guard")
-    try:
-        yield engine
-    finally:
-        engine.stop()
-        engine.run("hooks", "remove")
+def engine(lab: Lab, new_engine: NewEngine, owners_rules: Path) -> Iterator[Engine]:
+    """An engine that leaves a guard behind, which goes with the test; the head has a service that is older."""
+    with echo_server(lab.node("head"), SSH):
+        engine = new_engine("--rules", owners_rules, "--guard")
+        try:
+            yield engine
+        finally:
+            engine.stop()
+            engine.run("hooks", "remove")
 
 
 @pytest.fixture
@@ -162,7 +170,9 @@ def connections(lab: Lab, engine: Engine) -> Iterator[list[socket.socket]]:
         ]
 
 
-def test_two_hundred_connections(engine: Engine, connections: list[socket.socket], restart) -> None:  # type: ignore[no-untyped-def]
+@one_fast_path
+@pytest.mark.timeout(300)
+def test_two_hundred_connections(engine: Engine, connections: list[socket.socket], restart: Restart) -> None:
     """With data moving both ways: each goes on and finishes with the right bytes."""
     streams = EchoedStreams(connections)
     try:
@@ -181,37 +191,75 @@ def without_time(line: str) -> str:
     return " ".join(word for i, word in enumerate(words) if i != 2)
 
 
-def test_mappings_of_udp_and_icmp(lab: Lab, engine: Engine, restart) -> None:  # type: ignore[no-untyped-def]
+def test_mappings_of_udp_and_icmp(lab: Lab, engine: Engine, restart: Restart) -> None:
     """Both workers use one port and one identifier, so that one of each was changed: it stays what it was.
 
-    And the mapping is open from outside before the worker has said anything again.
+    The mapping is open from outside before its worker has said anything again; the head's own service goes on.
     """
     workers = [lab.node("worker1"), lab.node("worker2")]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(echo_server(lab.node("head"), 2222))
+        peer = stack.enter_context(udp_socket(lab.node("inet2"), source_port=PEER_PORT))
         links = [stack.enter_context(udp_socket(worker, source_port=PORT_FOR_BOTH)) for worker in workers]
-        before = [udp_whoami(link, "inet2") for link in links]
-        assert before[0] != before[1]
+        mapped = []
+        for link in links:
+            link.sendto(b"first", (ADDRESS["inet2"], PEER_PORT))
+            mapped.append(peer.recvfrom(100)[1])
+            peer.sendto(b"answer", mapped[-1])
+            assert link.recv(100) == b"answer"
+        assert mapped[0] != mapped[1]
         for worker in workers:
             ping(worker, ADDRESS["inet2"], "-e", str(PING_ID))
-        own = stack.enter_context(connect(lab.node("inet2"), UPLINK["inet2"], 2222))
+        own = stack.enter_context(connect(lab.node("inet2"), UPLINK["inet2"], SSH))
         echo(own, b"the head's own service")
         listed = sorted(map(without_time, conntrack_lines(engine)))
         restart(engine)
         assert sorted(map(without_time, conntrack_lines(engine))) == listed
-        peer = stack.enter_context(udp_socket(lab.node("inet2")))
-        for link in links:                  # the echo of a datagram that waits in the worker's socket is older
-            link.settimeout(0.01)
-            with contextlib.suppress(TimeoutError):
-                while True:
-                    link.recv(2048)
-        assert [udp_whoami(link, "inet2") for link in links] == before
-        assert peer is not None
+        for number, (link, outside) in enumerate(zip(links, mapped, strict=True)):
+            peer.sendto(b"%d" % number, outside)
+            assert link.recv(100) == b"%d" % number
+            link.sendto(b"again", (ADDRESS["inet2"], PEER_PORT))
+            assert peer.recvfrom(100) == (b"again", outside)
         for worker in workers:
             ping(worker, ADDRESS["inet2"], "-e", str(PING_ID))
         echo(own, b"goes on")
         assert len(conntrack_lines(engine)) == len(listed)
         assert engine.log() == ""
+
+
+def test_closed_while_it_is_stopped(lab: Lab, engine: Engine, lab_forwards: None) -> None:
+    """With the guard nothing passes in either direction, although the kernel forwards; `hooks remove` opens it.
+
+    The head itself can be reached all the time.
+    """
+    worker, head = lab.node("worker1"), lab.node("head")
+    assert answers(worker, ADDRESS["inet2"])
+    for end in (kill, Engine.stop):
+        end(engine)
+        assert is_silent(worker, ADDRESS["inet2"])
+        engine.start()
+    engine.stop()
+    assert is_silent(worker, ADDRESS["inet2"])
+    with connect(lab.node("inet2"), UPLINK["inet2"], SSH) as link:
+        echo(link, b"the head's own service")
+    assert answers(head, ADDRESS["inet2"])
+    engine.run("hooks", "remove")
+    assert head_state(lab).rules == ()
+
+
+@pytest.fixture
+def lab_forwards(lab: Lab) -> Iterator[None]:
+    """The head's kernel forwards whether or not an engine runs, as on a host of containers."""
+    head = lab.node("head")
+    head.sysctl("net/ipv4/ip_forward", 1)
+    yield
+    head.sysctl("net/ipv4/ip_forward", 0)
+
+
+@one_fast_path
+def test_hooks_of_a_running_engine_stay(engine: Engine) -> None:
+    """`hooks remove` would let untranslated packets out."""
+    done = engine.run("hooks", "remove", check=False)
+    assert done.returncode == 1 and "is running" in done.stderr
 
 
 @one_fast_path
@@ -255,4 +303,3 @@ def test_without_state(new_engine: NewEngine, owners_rules: Path, lab: Lab) -> N
     kill(engine)
     engine.start()
     assert conntrack_lines(engine) == []
-    os.stat(engine.run_dir)
