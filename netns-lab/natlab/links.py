@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from . import interrupts
 from .errors import LabError
 from .node import Node
+from .patience import PATIENCE
 from .plan import (
     BOND,
     BOND_CABLES,
@@ -39,7 +40,7 @@ from .plan import (
 ACTIVE_BACKUP = 1          # <linux/if_bonding.h> BOND_MODE_ACTIVEBACKUP
 BOND_MIIMON_MS = 100       # how often the bond looks at the carrier of its legs
 LOOPBACK_INDEX = 1         # in every namespace
-CARRIER_DEADLINE_S = 10.0
+CARRIER_DEADLINE_S = 10.0 * PATIENCE
 POLL_INTERVAL_S = 0.005
 PVID_UNTAGGED = ["pvid", "untagged"]
 
