@@ -77,9 +77,9 @@ def rules_of_others(lab: Lab, nft_is_missing: str | None) -> Iterator[None]:
         head.run(["nft", "-f", "-"], timeout=20, input=f"""
             table ip theirs {{
                 chain arriving {{ type filter hook prerouting priority raw;
-                    iifname "bond0.2" ip daddr {ADDRESS["worker1"]} counter }}
+                    iifname "bond0.2" ip daddr {ADDRESS["worker1"]} counter; }}
                 chain leaving {{ type filter hook postrouting priority mangle;
-                    oifname "bond0.2" ip saddr {UPLINK["inet2"]} counter }}
+                    oifname "bond0.2" ip saddr {UPLINK["inet2"]} counter; }}
             }}
             """)
     try:
