@@ -114,8 +114,9 @@ class Gateway:
             self.engine.replace_ruleset(ruleset, counters)
             self._sender = self._keep(RawSender(), RawSender.close)
             self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
-            self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
-            self._undo.append(self.hooks.remove)
+            self.hooks: Hooks = self._keep(
+                open_hooks(config.settings.hooks.value, self.io.queues), lambda hooks: hooks.remove()
+            )
             self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
             if self.engine.uplinks == Uplinks():
                 # Whoever was killed here may have left forwarding on, and hooks that are about to go.
