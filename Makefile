@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test setup lint asan bench conformance clean help
+.PHONY: demo test test-vm setup lint asan bench conformance clean help
 
 help:
 	@echo "make demo    the gateway at work in a lab of network namespaces (root)"
 	@echo "make test    all tests; those that need root and NFQUEUE are skipped without (ARGS='-k name')"
+	@echo "make test-vm the tests that a kernel can change the outcome of, on the distribution's own kernel in QEMU (20 minutes)"
 	@echo "make setup   install what is missing, and build into $(VENV)"
 	@echo "make conformance   natengine and the kernel, requirement by requirement: docs/conformance.md"
 	@echo "make bench   benchmarks      make lint   ruff and mypy      make asan    tests under AddressSanitizer"
@@ -19,6 +20,10 @@ demo: setup
 
 test: setup
 	$(PY) -m pytest $(ARGS)
+
+# VM_KERNEL=PACKAGE chooses another kernel, VM_ACCEL=kvm a real processor (docs/kernels.md)
+test-vm: setup
+	VENV=$(VENV) netns-lab/test-vm $(ARGS)
 
 setup:
 	@PYTHON=$(PYTHON) netns-lab/setup-host
