@@ -49,6 +49,6 @@ class Settings:
     max_ports_per_host: int = 0                    # RFC 6888 REQ-4; 0: as many as there are
     max_flows_per_host: int = 131_072              # half of the table; 0: as many as there is room for
     syn_hold_ns: int = 6 * SECOND_NS               # RFC 5382 REQ-4; 0: a SYN from outside is the head's own business
-    max_fragment_trains: int = 4096                # datagrams under way in pieces, of all senders; one may have a quarter
+    max_fragment_trains: int = 4096                # datagrams under way in pieces, of all senders; of one a quarter
     tcp_liberal: bool = False                      # nf_conntrack_tcp_be_liberal: only RSTs must be in the window
     fragment_timeout_ns: int = 30 * SECOND_NS      # net.ipv4.ipfrag_time; RFC 6146 wants 2 s at least
