@@ -46,7 +46,8 @@ asan: setup
 	NATENGINE_BUILD_EXT=asan $(PY) setup.py -q build --build-lib build/asan --build-temp build/asan-tmp
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	PYTHONPATH=$(CURDIR)/build/asan PYTHONDONTWRITEBYTECODE=1 NATENGINE_FUZZ_CALLS=1000000 \
-	$(VENV)/bin/pytest -q -p no:cacheprovider --timeout 900 tests/differential tests/unit/test_fastpath.py
+	$(VENV)/bin/pytest -q -p no:cacheprovider --timeout 900 tests/differential tests/unit/test_fastpath.py \
+	tests/unit/adapters/test_batched_queue.py
 
 bench: setup
 	$(PY) -m pytest bench --benchmark-enable --benchmark-only $(ARGS)

@@ -201,8 +201,12 @@ def dropped(engine: Engine, reason: str | None = None) -> int:
 
 
 def ping(node: Node, address: str, *options: str, count: int = 1, wait: int = 5) -> str:
-    """Ping and return what it prints; CommandFailed unless there is an answer."""
-    argv = ["ping", "-n", "-c", str(count), "-i", "0.02", "-W", str(wait), *options, address]
+    """Ping and return what it prints; CommandFailed unless there is an answer.
+
+    For the first answer it waits as long as it is told, but for the last only twice the longest round trip so far, or
+    the interval, if that is more: so the interval is one that a busy machine keeps.
+    """
+    argv = ["ping", "-n", "-c", str(count), "-i", "0.3", "-W", str(wait), *options, address]
     return node.run(argv, timeout=60).stdout
 
 
