@@ -10,8 +10,8 @@ from support.engines import gateway
 
 __all__ = ["fastpath_backend", "gateway"]
 
-# How fast examples come says something about the machine only.
-settings.register_profile("any-machine", suppress_health_check=[HealthCheck.too_slow])
+# How fast examples come, and are dealt with, says something about the machine only.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
 # The same examples in every CI run: a change is judged by what it changed.  Elsewhere hypothesis goes
 # on looking for new ones, and NATENGINE_EXAMPLES says how long.
