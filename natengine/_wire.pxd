@@ -10,6 +10,8 @@ from libc.string cimport memcpy
 
 cdef enum:
     HOOK_PREROUTING = 0             # `vocab.Hook`
+    HOOK_INPUT = 1
+    HOOK_OUTPUT = 3
     HOOK_POSTROUTING = 4
 
     IS_ICMP = 1                     # `vocab.Proto`

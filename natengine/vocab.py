@@ -78,6 +78,7 @@ class Reason(enum.IntEnum):
     FILTERED = 33           # for a mapped port, from somebody whom the filtering does not let in
     SYN_HELD = 34           # a SYN from outside that nobody waits for; its sender is told in 6 s (RFC 5382 REQ-4)
     UPLINK_CHANGED = 35     # a segment of a connection whose address is gone, or whose route leads over another uplink
+    NO_ROUTE = 36           # a rule sends it to an address to which no route leads
 
     @property
     def verdict(self) -> Verdict:
@@ -119,6 +120,14 @@ class Interface(NamedTuple):
     broadcasts: tuple[int, ...] = ()
     default_route: bool = False         # a default route goes out here
     up: bool = True
+
+
+class Route(NamedTuple):
+    """One destination of the routing table: the addresses that agree with `network` wherever `mask` has a one."""
+
+    network: int
+    mask: int
+    ifindex: int            # where packets to it go out
 
 
 class Rng(Protocol):

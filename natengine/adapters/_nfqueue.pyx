@@ -15,7 +15,8 @@ GSO.  With NFQA_CFG_F_GSO a packet may be up to 64 KiB and its L4 checksum not t
 verdict with a payload the kernel takes the checksum as it stands (CHECKSUM_NONE), but when it
 segments a packet it computes each segment's: TCP's from nothing, UDP's from the sum in the field.
 
-    CSUMNOTREADY and GSO   carry the sum over to the new addresses, the kernel does the rest
+    GSO                    carry the sum over to the new addresses, the kernel does the rest; CSUMNOTREADY
+                           is no longer set when such a packet has been here before (hairpinning)
     CSUMNOTREADY alone     compute it here, after the rewrite
     neither                it is right, and was updated with the rewrite
 
@@ -32,7 +33,7 @@ from libc.string cimport memcpy, memset
 
 from natengine._fastpath cimport FastPath
 from natengine._wire cimport (
-    PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Partial,
+    HOOK_INPUT, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Partial,
     carry_partial, complete_transport_checksum, note_partial,
 )
 
@@ -256,7 +257,7 @@ cdef class BatchedQueue:
         cdef int path = packet.path
         cdef Partial partial
         partial.field = NULL
-        if packet.skb_info & UNFINISHED == UNFINISHED:
+        if packet.skb_info & NFQA_SKB_GSO:
             note_partial(packet.payload, packet.length, &partial)
         if path == 0:
             path = self.table.finish(packet.payload, &packet.headers, packet.out_ifindex, now)
@@ -348,6 +349,11 @@ cdef class BatchedQueue:
         self.verdict_bytes = 0
 
 
+cdef inline int side_of(uint8_t hook) noexcept nogil:
+    """`base.SIDE_OF_HOOK`."""
+    return HOOK_PREROUTING if hook == HOOK_OUTPUT else HOOK_POSTROUTING if hook == HOOK_INPUT else hook
+
+
 cdef bint parse(uint8_t *data, uint32_t length, Packet *packet) noexcept nogil:
     """Read the attributes of a packet message; 0 if it has no id or no payload.
 
@@ -374,7 +380,7 @@ cdef bint parse(uint8_t *data, uint32_t length, Packet *packet) noexcept nogil:
         size -= sizeof(nlattr)
         if attribute.nla_type == NFQA_PACKET_HDR and size >= 7:
             memcpy(&packet.packet_id, value, 4)
-            packet.hook = value[6]
+            packet.hook = side_of(value[6])
             has_id = True
         elif attribute.nla_type == NFQA_PAYLOAD:
             packet.payload, packet.length = value, size
