@@ -29,10 +29,11 @@ class Proto(enum.IntEnum):
 
 
 class Verdict(enum.IntEnum):
-    """What the kernel does with the packet (linux/netfilter.h, NF_DROP and NF_ACCEPT)."""
+    """What the kernel does with the packet (linux/netfilter.h, NF_DROP, NF_ACCEPT and NF_STOLEN)."""
 
     DROP = 0
     ACCEPT = 1
+    HELD = 2                # nothing yet: it stays in the queue until it is released with one of the others
 
 
 class CtState(enum.Flag):
@@ -53,7 +54,7 @@ class Reason(enum.IntEnum):
     NEW_FLOW = 2            # the first packet of a flow that was just created
     UNCHANGED = 3           # a known flow whose inside and outside endpoints are the same
     ICMP_ERROR = 4          # an ICMP error about a known flow, rewritten inside and out (RFC 5508)
-    FRAGMENT = 5            # a later fragment, rewritten like the first one
+    FRAGMENT = 5            # a fragment, the first one or a later one, rewritten as the whole datagram would be
     LOCAL_IN = 6            # for the head itself, no flow: handed to its own stack as it is
     LOCAL_OUT = 7           # the head's own, nothing to track or to rewrite
     ROUTED = 8              # not (or not yet) for translation: on its way between two inside networks
@@ -67,18 +68,21 @@ class Reason(enum.IntEnum):
     UNSOLICITED = 22        # from an uplink, for somebody else than the head, and no flow
     TCP_STATE = 23          # a segment that the connection's state does not allow (conntrack: INVALID)
     ICMP_UNRELATED = 24     # an ICMP error about nothing we know, or a type NAT has no business with
-    FRAGMENT_ORPHAN = 25    # a later fragment whose first one was not seen
+    FRAGMENT_ORPHAN = 25    # a later fragment whose first one did not come in time, or whose flow has ended since
     UNKNOWN_PROTOCOL = 26   # a protocol that the engine cannot translate
     BAD_HEADER = 27         # a header that contradicts itself
     TRUNCATED = 28          # fewer bytes captured than the headers promise
-    FRAGMENT_LIMIT = 29     # the memory for fragments is full
+    FRAGMENT_LIMIT = 29     # of a datagram for which there is no more memory, in all or for its sender
     BAD_CHECKSUM = 30       # an ICMP error whose own checksum, or that of the header it quotes, is wrong
     TCP_WINDOW = 31         # a segment whose sequence numbers do not belong to the connection (RFC 5961)
     HOST_LIMIT = 32         # an inside host has as many flows or outside ports as it may have (RFC 6888 REQ-4)
     FILTERED = 33           # for a mapped port, from somebody whom the filtering does not let in
     SYN_HELD = 34           # a SYN from outside that nobody waits for; its sender is told in 6 s (RFC 5382 REQ-4)
     UPLINK_CHANGED = 35     # a segment of a connection whose address is gone, or whose route leads over another uplink
-    NO_ROUTE = 36           # a rule sends it to an address to which no route leads
+    FRAGMENT_TINY = 36      # a fragment that ends or begins inside the transport header (RFC 1858, RFC 3128)
+    FRAGMENT_OVERLAP = 37   # of a datagram whose fragments contradict each other (RFC 5722)
+    FRAGMENT_DUPLICATE = 38 # a fragment that brings nothing new
+    NO_ROUTE = 39           # a rule sends it to an address to which no route leads
 
     @property
     def verdict(self) -> Verdict:
@@ -109,6 +113,7 @@ class Decision(NamedTuple):
     verdict: Verdict
     reason: Reason
     packet: bytearray | None    # None: the kernel's own copy goes on as it is
+    ticket: int = 0             # of a packet that is or was held: by it the two decisions about it find each other
 
 
 class Interface(NamedTuple):

@@ -33,9 +33,10 @@ from libc.string cimport memcpy, memset
 
 from natengine._fastpath cimport FastPath
 from natengine._wire cimport (
-    HOOK_INPUT, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Partial,
+    PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Partial,
     carry_partial, complete_transport_checksum, note_partial,
 )
+from natengine.adapters._message cimport PAYLOAD_HEADER, VERDICT_SIZE, Packet, parse
 
 import os
 
@@ -45,8 +46,6 @@ cdef enum:
     # Not a multiple of a page: buffers at the same offset in their pages would share cache sets.
     STRIDE = MESSAGE_MAX + 64 * 37
     SEND_MAX = 65536                    # bytes a sendmsg: the kernel copies them into one buffer
-    VERDICT_SIZE = 32                   # nlmsghdr 16, nfgenmsg 4, attribute header 4, verdict 8
-    PAYLOAD_HEADER = 4
     PATHS = 11
     LOOK_UP_EVERY_NS = 1000000
     LIVELY_NS = 10000000                # so long after a packet the next one is expected soon
@@ -55,31 +54,13 @@ cdef enum:
 
     DROP = 0                            # NF_DROP, NF_ACCEPT
     ACCEPT = 1
-
-
-cdef struct Packet:                     # one message, parsed
-    Headers headers                     # of the packet in it, once the table has looked at them
-    int path                            # 0: the table has yet to be asked
-    uint32_t packet_id                  # network order, as it goes back
-    int hook
-    uint32_t in_ifindex
-    uint32_t out_ifindex
-    uint32_t mark
-    uint32_t skb_info
-    uint8_t *payload
-    uint32_t length
+    HELD = 2
 
 
 cdef inline int64_t now_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_BOOTTIME, &now)
     return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef inline uint32_t be32(const uint8_t *at) noexcept nogil:
-    cdef uint32_t word
-    memcpy(&word, at, 4)
-    return ntohl(word)
 
 
 cdef inline bint lacks_checksum(const Packet *packet) noexcept nogil:
@@ -116,7 +97,8 @@ cdef class BatchedQueue:
         table: The flow table.
         settle: Called with the GIL, and with the lock held, for each packet that the table does not
             settle: settle(path, packet, hook, in_ifindex, out_ifindex, mark, now_ns) with the packet
-            as a bytearray; returns (verdict, rewritten), `rewritten` being None or the bytearray.
+            as a bytearray; returns (verdict, rewritten, ticket), `rewritten` being None or the bytearray.
+            With the verdict HELD there is none to send yet, but when `release` is called with the ticket.
         lock: The table's; all who use the table share it.
         busy_poll_us: How long to ask again and again before sleeping; 0 for never.
     """
@@ -135,6 +117,10 @@ cdef class BatchedQueue:
     cdef uint32_t verdict_count
     cdef size_t verdict_bytes
     cdef uint64_t settled[PATHS]
+    cdef dict held                      # packet ids, by ticket
+    cdef list late                      # verdicts about held packets, to be sent after the one that Python is asked for
+    cdef uint32_t late_count
+    cdef bint asking
     cdef object failure                 # what `settle` raised, for `serve` to raise
     cdef bint failed
     cdef readonly uint64_t packets
@@ -146,6 +132,7 @@ cdef class BatchedQueue:
         self.fd, self.queue_num = fd, queue_num
         self.busy_poll_ns = busy_poll_us * 1000
         self.table, self.settle, self.lock = table, settle, lock
+        self.held, self.late = {}, []
         self.buffers = <uint8_t *>calloc(BATCH, STRIDE)
         if self.buffers == NULL:
             raise MemoryError("no memory for receive buffers")
@@ -262,20 +249,26 @@ cdef class BatchedQueue:
         if path == 0:
             path = self.table.finish(packet.payload, &packet.headers, packet.out_ifindex, now)
         cdef bint rewritten = path == PATH_TRANSLATED
-        cdef bint accepted = rewritten or path == PATH_UNCHANGED
-        if path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE:
+        cdef int verdict = ACCEPT if rewritten or path == PATH_UNCHANGED else DROP
+        cdef bint asked = path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE
+        if asked:
             with gil:
-                accepted, rewritten = self.ask(path, packet, now)
+                verdict, rewritten = self.ask(path, packet, now)
         else:
             self.settled[path] += 1
             if rewritten and lacks_checksum(packet):
                 complete_transport_checksum(packet.payload, packet.length)
         if rewritten:
             carry_partial(packet.payload, &partial)
-        self.verdict(packet, accepted, rewritten)
+        if verdict != HELD:
+            self.verdict(packet, verdict, rewritten)
+        if self.late_count:
+            self.send()                             # what was decided before is on its way before them
+            with gil:
+                self.send_late()
 
-    cdef (bint, bint) ask(self, int path, Packet *packet, int64_t now) noexcept:
-        """Let Python decide; returns whether to accept, and whether the packet was rewritten.
+    cdef (int, bint) ask(self, int path, Packet *packet, int64_t now) noexcept:
+        """Let Python decide; returns the verdict, and whether the packet was rewritten.
 
         The core sees every checksum as it will be on the wire, so one that is missing is computed
         first; but that of a GSO packet is the kernel's, and `settle_one` sees to it.
@@ -283,31 +276,75 @@ cdef class BatchedQueue:
         cdef bytearray copy
         if lacks_checksum(packet):
             complete_transport_checksum(packet.payload, packet.length)
+        self.asking = True
         try:
             copy = PyByteArray_FromStringAndSize(<char *>packet.payload, packet.length)
-            verdict, rewritten = self.settle(
+            verdict, rewritten, ticket = self.settle(
                 path, copy, packet.hook, packet.in_ifindex, packet.out_ifindex, packet.mark, now
             )
+            if verdict == HELD:
+                self.held[ticket] = packet.packet_id
             if rewritten is None:
-                return verdict == ACCEPT, False
+                return verdict, False
             copy = rewritten
             if PyByteArray_GET_SIZE(copy) != <Py_ssize_t>packet.length:
                 raise ValueError("a rewritten packet has another length than the packet")
             memcpy(packet.payload, PyByteArray_AS_STRING(copy), packet.length)
-            return verdict == ACCEPT, True
+            return verdict, True
         except BaseException as error:              # a bug, or Ctrl-C: `serve` raises it
             self.failure, self.failed = error, True
-            return False, False
+            return DROP, False
+        finally:
+            self.asking = False
 
-    cdef void verdict(self, Packet *packet, bint accepted, bint with_payload) noexcept nogil:
-        """Write a verdict in front of the payload, over what the kernel said about the packet.
+    def release(self, ticket, int verdict, packet):
+        """Give a held packet its verdict, after that of the packet which Python is being asked about, if it is.
+
+        The caller has the lock; it may be another thread.  False if this queue holds nothing with the ticket.
+        """
+        packet_id = self.held.pop(ticket, None)
+        if packet_id is None:
+            return False
+        payload = packet or b""
+        cdef bytearray message = bytearray(VERDICT_SIZE + PAYLOAD_HEADER) + payload + bytes(3)
+        cdef Packet released
+        released.packet_id, released.length = packet_id, <uint32_t>len(payload)
+        released.payload = <uint8_t *>PyByteArray_AS_STRING(message) + VERDICT_SIZE + PAYLOAD_HEADER
+        self.late.append(message[:self.write_verdict(&released, verdict, packet is not None)])
+        self.late_count += 1
+        if not self.asking:
+            self.send_late()
+        return True
+
+    cdef void send_late(self) noexcept:
+        """Send the verdicts about held packets."""
+        for message in self.late:
+            try:
+                os.write(self.fd, message)
+            except OSError:                         # as in `send`
+                self.errors += 1
+        self.late.clear()
+        self.late_count = 0
+
+    cdef void verdict(self, Packet *packet, int verdict, bint with_payload) noexcept nogil:
+        """Write a verdict and have it ready for `send`."""
+        cdef size_t size = self.write_verdict(packet, verdict, with_payload)
+        if self.verdict_bytes + size > SEND_MAX:
+            self.send()
+        self.verdicts[self.verdict_count].iov_base = packet.payload - PAYLOAD_HEADER - VERDICT_SIZE
+        self.verdicts[self.verdict_count].iov_len = size
+        self.verdict_count += 1
+        self.verdict_bytes += size
+
+    cdef size_t write_verdict(self, Packet *packet, int verdict, bint with_payload) noexcept nogil:
+        """Write a verdict in front of the payload, over what the kernel said about the packet; returns its size.
 
         `parse` has seen to it that there is room: at least the message's own headers are there.
         """
         cdef uint8_t *at = packet.payload - PAYLOAD_HEADER - VERDICT_SIZE
         cdef size_t size = VERDICT_SIZE
         cdef nlattr *attribute = <nlattr *>(at + VERDICT_SIZE)
-        if with_payload and accepted:
+        if with_payload and verdict == ACCEPT:
             attribute.nla_type = NFQA_PAYLOAD
             attribute.nla_len = <uint16_t>(PAYLOAD_HEADER + packet.length)
             size += PAYLOAD_HEADER + packet.length
@@ -323,15 +360,9 @@ cdef class BatchedQueue:
         attribute.nla_type = NFQA_VERDICT_HDR
         attribute.nla_len = sizeof(nlattr) + sizeof(nfqnl_msg_verdict_hdr)
         cdef nfqnl_msg_verdict_hdr *decision = <nfqnl_msg_verdict_hdr *>(attribute + 1)
-        decision.verdict = htonl(ACCEPT if accepted else DROP)
+        decision.verdict = htonl(verdict)
         decision.id = packet.packet_id
-        size = (size + 3) & ~<size_t>3              # messages in one datagram start at multiples of 4
-        if self.verdict_bytes + size > SEND_MAX:
-            self.send()
-        self.verdicts[self.verdict_count].iov_base = at
-        self.verdicts[self.verdict_count].iov_len = size
-        self.verdict_count += 1
-        self.verdict_bytes += size
+        return (size + 3) & ~<size_t>3              # messages in one datagram start at multiples of 4
 
     cdef void send(self) noexcept nogil:
         """Send the verdicts that are ready.  The kernel carries them out before sendmsg returns."""
@@ -347,51 +378,3 @@ cdef class BatchedQueue:
                 break
         self.verdict_count = 0
         self.verdict_bytes = 0
-
-
-cdef inline int side_of(uint8_t hook) noexcept nogil:
-    """`base.SIDE_OF_HOOK`."""
-    return HOOK_PREROUTING if hook == HOOK_OUTPUT else HOOK_POSTROUTING if hook == HOOK_INPUT else hook
-
-
-cdef bint parse(uint8_t *data, uint32_t length, Packet *packet) noexcept nogil:
-    """Read the attributes of a packet message; 0 if it has no id or no payload.
-
-    The kernel writes well-formed messages; lengths are checked all the same, for everything is
-    later read and written through them.
-    """
-    cdef uint32_t at = sizeof(nlmsghdr) + sizeof(nfgenmsg), size
-    cdef nlattr *attribute
-    cdef uint8_t *value
-    cdef bint has_id = False
-    memset(packet, 0, sizeof(Packet))
-    if length > (<nlmsghdr *>data).nlmsg_len:
-        length = (<nlmsghdr *>data).nlmsg_len
-    while at + sizeof(nlattr) <= length:
-        attribute = <nlattr *>(data + at)
-        size = attribute.nla_len
-        value = data + at + sizeof(nlattr)
-        if size < sizeof(nlattr):
-            break
-        if size > length - at:                      # the datagram was cut (MSG_TRUNC): the packet is not
-            if attribute.nla_type == NFQA_PAYLOAD:  # whole, and no header will be found in 0 bytes of it
-                packet.payload = value
-            break
-        size -= sizeof(nlattr)
-        if attribute.nla_type == NFQA_PACKET_HDR and size >= 7:
-            memcpy(&packet.packet_id, value, 4)
-            packet.hook = side_of(value[6])
-            has_id = True
-        elif attribute.nla_type == NFQA_PAYLOAD:
-            packet.payload, packet.length = value, size
-        elif size == 4:
-            if attribute.nla_type == NFQA_IFINDEX_INDEV:
-                packet.in_ifindex = be32(value)
-            elif attribute.nla_type == NFQA_IFINDEX_OUTDEV:
-                packet.out_ifindex = be32(value)
-            elif attribute.nla_type == NFQA_MARK:
-                packet.mark = be32(value)
-            elif attribute.nla_type == NFQA_SKB_INFO:
-                packet.skb_info = be32(value)
-        at += (attribute.nla_len + 3) & ~<uint32_t>3
-    return has_id and packet.payload != NULL and packet.payload - data >= VERDICT_SIZE + PAYLOAD_HEADER

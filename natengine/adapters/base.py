@@ -3,6 +3,9 @@
 An adapter takes packets from the kernel and carries decisions back; it does not know what decides.
 There are two ways to ask: `Decide` for an adapter that hands over every packet, and `Settle` for one
 that has been through the flow table itself and asks about the rest.
+
+A packet may be HELD: it stays in the kernel's queue, and the adapter keeps what it needs to give it a verdict later.
+Who decides calls `release` then, in the middle of a question about another packet or at any other time.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ SIDE_OF_HOOK = {Hook.OUTPUT: Hook.PREROUTING, Hook.INPUT: Hook.POSTROUTING}
 
 Decide = Callable[[bytearray, PacketMeta], Decision]
 
-# path, packet, hook, in_ifindex, out_ifindex, mark, now_ns -> verdict, and the packet if rewritten
-Settle = Callable[[int, bytearray, int, int, int, int, int], tuple[int, bytearray | None]]
+# path, packet, hook, in_ifindex, out_ifindex, mark, now_ns -> verdict, the packet if rewritten, the ticket if held
+Settle = Callable[[int, bytearray, int, int, int, int, int], tuple[int, bytearray | None, int]]
 
 
 class IoStats(NamedTuple):
@@ -48,6 +51,13 @@ class PacketIO(Protocol):
         """Deal with packets until `wake_fd` is readable or the time is over."""
         ...
 
+    def release(self, decision: Decision) -> None:
+        """Carry out the decision about the held packet with its ticket.  The caller holds the lock.
+
+        Asked about another packet meanwhile, the adapter carries that one's decision out first.
+        """
+        ...
+
     def take_settled(self) -> list[int]:
         """Return how many packets ended with each `Path` unasked, and forget it.  The caller holds the lock."""
         ...
@@ -55,7 +65,7 @@ class PacketIO(Protocol):
     def stats(self) -> IoStats: ...
 
     def close(self) -> None:
-        """Unbind: from now on the kernel drops what the hooks queue."""
+        """Unbind: from now on the kernel drops what the hooks queue, and at once what is still held."""
         ...
 
 

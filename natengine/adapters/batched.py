@@ -19,6 +19,7 @@ from pathlib import Path
 from natengine.adapters import _nfqueue
 from natengine.adapters.base import IoStats, Settle, no_queue, queue_taken
 from natengine.errors import HostError
+from natengine.vocab import Decision
 
 NETLINK_NETFILTER = 12              # linux/netlink.h
 SOL_NETLINK, NETLINK_NO_ENOBUFS = 270, 5
@@ -149,6 +150,13 @@ class BatchedIO:
         except BaseException as error:  # `serve` raises it, where somebody is listening
             self._failures.put(error)
 
+    def release(self, decision: Decision) -> None:
+        """Carry out the decision about a held packet, through the queue that it came from."""
+        found = any(
+            worker.release(decision.ticket, decision.verdict, decision.packet) for worker in self._workers
+        )
+        assert found, f"nothing is held with ticket {decision.ticket}"
+
     def take_settled(self) -> list[int]:
         """Return how many packets ended with each `Path`, over all queues.  The caller holds the lock."""
         return [sum(counts) for counts in zip(*(each.take_settled() for each in self._workers), strict=True)]
@@ -160,7 +168,7 @@ class BatchedIO:
         )
 
     def close(self) -> None:
-        """End the threads and unbind: from now on the kernel drops what the hooks queue."""
+        """End the threads and unbind: the kernel drops what is held, and from now on what the hooks queue."""
         os.write(self._stop_write, b"\0")
         for thread in self._threads:
             thread.join()

@@ -23,7 +23,7 @@ from netfilterqueue import NetfilterQueue, Packet
 
 from natengine.adapters.base import SIDE_OF_HOOK, Decide, IoStats, no_queue, queue_taken
 from natengine.errors import HostError
-from natengine.vocab import PacketMeta, Verdict
+from natengine.vocab import Decision, PacketMeta, Verdict
 
 PACKETS_PER_TURN = 256              # then somebody else may have a turn
 QUEUE_LENGTH = 8192                 # packets the kernel holds for us before it drops
@@ -44,6 +44,15 @@ def _ask_for_whole_packets(link: socket.socket, queue_num: int) -> None:
     body += struct.pack("=HH", 4 + 5, NFQA_CFG_PARAMS) + params
     kind = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_CONFIG
     link.send(struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST, 0, 0) + body)
+
+
+def _carry_out(packet: Packet, decision: Decision) -> None:
+    if decision.verdict is Verdict.DROP:
+        packet.drop()
+        return
+    if decision.packet is not None:
+        packet.set_payload(bytes(decision.packet))
+    packet.accept()
 
 
 class _LimitedSocket:
@@ -83,6 +92,9 @@ class NetfilterQueueIO:
             HostError: Not root, no NFQUEUE in this kernel, or the queue belongs to another program.
         """
         self._decide = decide
+        self._held: dict[int, Packet] = {}              # by ticket
+        self._late: list[tuple[Packet, Decision]] = []  # released while another packet was being decided about
+        self._asking = False
         self.queues = (queue_num, queue_num)
         # nothing to lock: everything happens in the thread that calls `serve`
         self.lock: AbstractContextManager[object] = contextlib.nullcontext()
@@ -103,13 +115,26 @@ class NetfilterQueueIO:
         data = bytearray(packet.get_payload())
         hook = SIDE_OF_HOOK.get(packet.hook, packet.hook)
         meta = PacketMeta(hook, packet.indev, packet.outdev, packet.mark)
-        decision = self._decide(data, meta)
-        if decision.verdict is Verdict.DROP:
-            packet.drop()
-            return
-        if decision.packet is not None:
-            packet.set_payload(bytes(decision.packet))
-        packet.accept()
+        self._asking = True
+        try:
+            decision = self._decide(data, meta)
+        finally:
+            self._asking = False
+        if decision.verdict is Verdict.HELD:
+            self._held[decision.ticket] = packet
+        else:
+            _carry_out(packet, decision)
+        late, self._late = self._late, []
+        for released, answer in late:
+            _carry_out(released, answer)
+
+    def release(self, decision: Decision) -> None:
+        """Carry out the decision about a held packet: at once, or after that which is being made."""
+        packet = self._held.pop(decision.ticket)
+        if self._asking:
+            self._late.append((packet, decision))
+        else:
+            _carry_out(packet, decision)
 
     def serve(self, wake_fd: int, timeout_s: float) -> None:
         """Deal with packets until `wake_fd` is readable or the time is over."""
@@ -133,6 +158,6 @@ class NetfilterQueueIO:
         return IoStats(self._socket.received, self._socket.overruns, 0)
 
     def close(self) -> None:
-        """Unbind: from now on the kernel drops what the hooks queue."""
+        """Unbind: from now on the kernel drops what the hooks queue, and at once what is still held."""
         self._queue.unbind()
         self._socket.socket.detach()            # the descriptor is NetfilterQueue's, which closes it

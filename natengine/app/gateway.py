@@ -159,23 +159,25 @@ class Gateway:
 
     def _decide(self, packet: bytearray, meta: PacketMeta) -> Decision:
         decision = self.engine.process(packet, meta, now_ns())
-        self._send_own()
+        self._follow_up()
         return decision
 
     def _settle(
         self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int
-    ) -> tuple[int, bytearray | None]:
+    ) -> tuple[int, bytearray | None, int]:
         decision = self.engine.settle(path, packet, PacketMeta(hook, in_ifindex, out_ifindex, mark), at_ns)
-        self._send_own()
-        return decision.verdict, decision.packet
+        self._follow_up()
+        return decision.verdict, decision.packet, decision.ticket
 
     def _expire(self, at_ns: int, budget: int) -> int:
         ended = self.engine.expire(at_ns, budget)
-        self._send_own()
+        self._follow_up()
         return ended
 
-    def _send_own(self) -> None:
-        """Send what the engine itself has to say."""
+    def _follow_up(self) -> None:
+        """Release the packets that were held until now, and send what the engine itself has to say."""
+        for decision in self.engine.take_released():
+            self.io.release(decision)
         if self.engine.outbox:
             self._sender.send(self.engine.outbox.take())
 
@@ -303,5 +305,6 @@ class Gateway:
             "max_flows": self.config.settings.max_flows,
             "mappings": stats.mappings,
             "overloaded": stats.overloaded,
+            "fragments": {"datagrams": stats.fragment_trains, "held": stats.held_fragments},
             "packets_by_reason": stats.by_reason,
         }

@@ -28,6 +28,9 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
         f"{', ' + str(status['overloaded']) + ' flows had to share a port' if status['overloaded'] else ''}; "
         f"{io['packets']} packets in, {io['overruns']} receive overruns, {io['errors']} errors"
     )
+    fragments = status["fragments"]
+    if fragments["datagrams"]:
+        console.print(f"{fragments['datagrams']} datagrams in pieces are under way, {fragments['held']} pieces held")
     console.print()
     for table, lines in status["rules"].items():
         for line in lines:

@@ -18,6 +18,7 @@ from natengine.fastpath import FULL, NOT_FOUND, FastPath
 from natengine.flow.records import FlowInfo, Path
 from natengine.nat.arriving import LocalPorts
 from natengine.nat.fragment_path import FragmentPath, translate_first
+from natengine.nat.fragments import HeldFragment
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
@@ -49,7 +50,8 @@ class EngineStats(NamedTuple):
 
     flows: int
     mappings: int
-    fragment_trains: int
+    fragment_trains: int                # datagrams in pieces that are under way
+    held_fragments: int                 # packets without a verdict: they wait for the first fragment of theirs
     overloaded: int                     # flows so far that had to share an outside port
     by_reason: dict[str, int]           # packets, by the name of their `Reason`
 
@@ -68,7 +70,10 @@ class NatEngine:
         self._uplinks = Uplinks()
         self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self._policy(), settings, rng)
-        self._fragments = FragmentPath(fast, self._slow, settings, self._settle_first, self._without_flow)
+        self._fragments = FragmentPath(
+            fast, self._slow, settings, rng,
+            settle_first=self._settle_first, other_protocol=self._other_protocol,
+        )
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
@@ -76,7 +81,8 @@ class NatEngine:
         """Decide about one packet and rewrite it in place.
 
         Args:
-            packet: From the IP header on.  Changed only if the decision holds it.
+            packet: From the IP header on.  Changed only if the decision holds it.  With the verdict HELD it is the
+                engine's until `take_released` has another decision with the same ticket.
             meta: Where it was taken; `meta.hook` is PREROUTING or POSTROUTING.  The head's own packets at OUTPUT
                 count as the first without an in-interface, those for the head at INPUT as the second without
                 an out-interface.
@@ -86,11 +92,22 @@ class NatEngine:
 
     def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
         """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
-        reason = _SETTLED.get(path)
-        if reason is None:
-            reason = self._unsettled(path, packet, meta, now_ns)
+        reason = _SETTLED.get(path) or self._unsettled(path, packet, meta, now_ns)
+        if isinstance(reason, HeldFragment):
+            return Decision(Verdict.HELD, Reason.FRAGMENT_ORPHAN, None, reason.ticket)
+        return self._decision(reason, packet)
+
+    def take_released(self) -> list[Decision]:
+        """Return the decisions about packets that were HELD, made since the last call, in order.
+
+        To be asked for after each packet and each `expire`.
+        """
+        return [self._decision(each.reason, each.packet, each.ticket) for each in self._fragments.take_released()]
+
+    def _decision(self, reason: Reason, packet: bytearray, ticket: int = 0) -> Decision:
+        """Count a packet; return what is to be done with it."""
         self._by_reason[reason] += 1
-        return Decision(VERDICTS[reason], reason, packet if reason in _REWRITTEN else None)
+        return Decision(VERDICTS[reason], reason, packet if reason in _REWRITTEN else None, ticket)
 
     def note_settled(self, by_path: list[int]) -> None:
         """Count packets that an adapter has settled through the fast path by itself, by `Path`."""
@@ -98,18 +115,17 @@ class NatEngine:
             if packets:
                 self._by_reason[_SETTLED[path]] += packets
 
-    def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
+    def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason | HeldFragment:
         """Deal with what the fast path could not."""
         try:
             ip, transport = self._fast.read(packet)
+            if ip.is_fragment:
+                return self._fragments.settle(packet, ip, meta, now_ns)
         except Truncated:
             return Reason.TRUNCATED
         except BadPacket:
             return Reason.BAD_HEADER
-        new = NewPacket(ip, transport, meta)
-        if ip.more_fragments or ip.fragment_offset:
-            return self._fragments.settle(packet, new, now_ns)
-        return self._by_path(path, packet, new, now_ns)
+        return self._by_path(path, packet, NewPacket(ip, transport, meta), now_ns)
 
     def _by_path(self, path: int, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         if path == Path.MISS:
@@ -331,7 +347,8 @@ class NatEngine:
     def stats(self) -> EngineStats:
         """Return gauges and counters as they are now."""
         return EngineStats(
-            len(self._fast), len(self._slow.mappings), len(self._fragments), self._slow.mappings.overloaded,
+            len(self._fast), len(self._slow.mappings), len(self._fragments), self._fragments.held,
+            self._slow.mappings.overloaded,
             {reason.name: self._by_reason[reason] for reason in Reason},
         )
 

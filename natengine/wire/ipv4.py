@@ -18,7 +18,7 @@ from natengine.vocab import Proto
 Buffer = bytes | bytearray | memoryview
 
 MIN_HEADER = 20                     # IHL 5
-FRAGMENT_WORD, IP_CHECKSUM, IP_SRC, IP_DST = 6, 10, 12, 16
+IP_IDENTIFICATION, IP_FRAGMENT_WORD, IP_CHECKSUM, IP_SRC, IP_DST = 4, 6, 10, 12, 16
 MORE_FRAGMENTS = 0x2000
 OFFSET_MASK = 0x1FFF                # in units of 8 bytes
 
@@ -129,12 +129,12 @@ def parse_transport_untrusted(packet: Buffer, ip: Ipv4Fields) -> Transport:
 
 
 def parse_packet_untrusted(packet: Buffer) -> tuple[Ipv4Fields, Transport]:
-    """Read the IP header and the transport header of a whole packet or of a fragment.
+    """Read the IP header and the transport header of a whole packet.
 
-    A later fragment has no transport header: all its fields are 0.
+    That of a fragment is left unread: all its fields are 0.
 
     Raises:
         Truncated, BadPacket: As `parse_ipv4_untrusted` and `parse_transport_untrusted`.
     """
     ip = parse_ipv4_untrusted(packet)
-    return ip, Transport(0, 0, 0, 0, 0) if ip.fragment_offset else parse_transport_untrusted(packet, ip)
+    return ip, Transport(0, 0, 0, 0, 0) if ip.is_fragment else parse_transport_untrusted(packet, ip)

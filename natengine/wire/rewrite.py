@@ -12,6 +12,7 @@ from natengine.wire.checksum import checksum, difference16, difference32, pseudo
 from natengine.wire.ipv4 import (
     IP_CHECKSUM,
     IP_DST,
+    IP_IDENTIFICATION,
     IP_SRC,
     TRANSPORT_CHECKSUM,
     Ipv4Fields,
@@ -40,6 +41,14 @@ def rewrite_source(packet: bytearray, ip: Ipv4Fields, new_ip: int, new_port_or_i
 def rewrite_destination(packet: bytearray, ip: Ipv4Fields, new_ip: int, new_port_or_id: int | None) -> int:
     """Replace the destination address and, unless None, the destination port or ICMP identifier."""
     return _rewrite(packet, ip, IP_DST, ip.dst, new_ip, 2, new_port_or_id)
+
+
+def rewrite_identification(packet: bytearray, new: int) -> None:
+    """Replace the identification in a packet's IP header, and update the header's checksum."""
+    old = get16(packet, IP_IDENTIFICATION)
+    if new != old:
+        put16(packet, IP_IDENTIFICATION, new)
+        put16(packet, IP_CHECKSUM, update(get16(packet, IP_CHECKSUM), difference16(old, new)))
 
 
 def _rewrite(

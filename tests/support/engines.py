@@ -90,6 +90,10 @@ class Gateway:
         """The same as `back`, for a packet that must be translated; return it."""
         return translated(self.back(packet, via))
 
+    def released(self) -> list[Decision]:
+        """Return what has become of held packets since the last call."""
+        return self.engine.take_released()
+
     def rules(self, *lines: str, fresh: bool = False) -> None:
         """Carry out iptables commands; `fresh`: on no rules at all."""
         self.engine.replace_ruleset(ruleset(lines, None if fresh else self.engine.ruleset))
@@ -128,9 +132,17 @@ def translated(decision: Decision) -> bytearray:
 
 def reason_of(decision: Decision) -> Reason:
     """Return the reason, having checked that the rest of the decision agrees with it."""
-    assert decision.verdict is decision.reason.verdict
+    assert decision.verdict is decision.reason.verdict or is_held(decision)
     assert decision.packet is None or decision.verdict is Verdict.ACCEPT
     return decision.reason
+
+
+def is_held(decision: Decision) -> bool:
+    """Whether a packet waits for its first fragment, and may be dropped for want of it."""
+    held = decision.verdict is Verdict.HELD
+    assert not held or (decision.reason, decision.packet) == (Reason.FRAGMENT_ORPHAN, None)
+    assert held == (decision.ticket > 0)
+    return held
 
 
 @pytest.fixture

@@ -40,7 +40,8 @@ CIMPORTS = {
     "_wire": set(),
     "_tcp_window": {"natengine._wire"},
     "_fastpath": {"natengine._wire", "natengine._tcp_window"},
-    "adapters/_nfqueue": {"natengine._wire", "natengine._fastpath"},
+    "adapters/_message": {"natengine._wire", "natengine.adapters._nfqueue"},
+    "adapters/_nfqueue": {"natengine._wire", "natengine._fastpath", "natengine.adapters._message"},
 }
 
 PURE = set(ALLOWED) - {"adapters", "app"}

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 from support.clock import SECOND_NS
-from support.engines import Gateway, reason_of
+from support.engines import Gateway, is_held, reason_of
 from support.packets import (
     assert_checksums,
     describe,
@@ -80,23 +80,15 @@ def test_renumbered(gateway: Gateway) -> None:
 
 
 def test_later_fragments_in_any_order(gateway: Gateway) -> None:
-    """After the first one their order does not matter, nor do repetitions."""
+    """After the first one their order does not matter; what comes again goes nowhere."""
     pieces = fragments(udp(OUT, DATA), 104)
-    gateway.through(pieces[0])
-    for piece in (pieces[4], pieces[2], pieces[2][:], pieces[1], pieces[3]):
-        assert describe(gateway.through(piece[:])) == "203.0.113.1 > 203.0.113.2"
-
-
-def test_orphans(gateway: Gateway) -> None:
-    """A later fragment without its first: dropped; for the head itself, the head's business."""
-    later = fragments(udp(OUT, DATA), 200)[1]
-    assert reason_of(gateway.out(later)) is Reason.FRAGMENT_ORPHAN
-    later = fragments(udp("203.0.113.2:53 > 10.1.0.11:5000", DATA), 200)[1]
-    assert reason_of(gateway.back(later)) is Reason.FRAGMENT_ORPHAN
-    later = fragments(udp(BACK, DATA), 200)[1]
-    assert reason_of(gateway.back(later)) is Reason.LOCAL_IN
-    later = fragments(udp("203.0.113.1:9 > 203.0.113.2:9", DATA), 200)[1]
-    assert reason_of(gateway.head(later)) is Reason.LOCAL_OUT
+    gateway.through(pieces[0][:])
+    assert reason_of(gateway.out(pieces[0])) is Reason.FRAGMENT_DUPLICATE
+    for i in (4, 2, 1):
+        assert describe(gateway.through(pieces[i][:])) == "203.0.113.1 > 203.0.113.2"
+        assert reason_of(gateway.out(pieces[i][:])) is Reason.FRAGMENT_DUPLICATE
+    assert gateway.through(pieces[3])
+    assert gateway.engine.stats().fragment_trains == 0
 
 
 def test_inbound_to_the_head(gateway: Gateway) -> None:
@@ -116,11 +108,11 @@ def test_another_datagram(gateway: Gateway, field: str) -> None:
         "source": fragments(udp("10.1.0.12:5000 > 203.0.113.2:53", DATA), 200)[1],
         "protocol": fragments(ping("10.1.0.11 > 203.0.113.2", 7, DATA), 200)[1],
     }[field]
-    assert reason_of(gateway.out(stranger)) is Reason.FRAGMENT_ORPHAN
+    assert is_held(gateway.out(stranger))
 
 
 def test_identification_is_used_again(gateway: Gateway) -> None:
-    """The latest first fragment is the one that counts."""
+    """A datagram that is whole is forgotten, and the next one may have its identification."""
     for piece in fragments(udp(OUT, DATA), 200):
         gateway.through(piece)
     gateway.through(udp("10.1.0.12:6000 > 203.0.113.2:53"))
@@ -128,7 +120,7 @@ def test_identification_is_used_again(gateway: Gateway) -> None:
     for piece in pieces:
         gateway.through(piece)
     assert_checksums(joined(pieces))
-    assert gateway.engine.stats().fragment_trains == 1
+    assert gateway.engine.stats().fragment_trains == 0
 
 
 def test_the_flow_has_ended_meanwhile(gateway: Gateway) -> None:
@@ -148,24 +140,21 @@ def test_first_fragment_too_late(gateway: Gateway) -> None:
     gateway.clock.advance(ns=30 * SECOND_NS - 1)
     assert gateway.through(pieces[1])
     gateway.clock.advance(ns=1)
-    assert reason_of(gateway.out(pieces[2])) is Reason.FRAGMENT_ORPHAN
+    assert is_held(gateway.out(pieces[2]))
+    gateway.clock.advance(30)
     gateway.engine.expire(gateway.clock.now_ns)
     assert gateway.engine.stats().fragment_trains == 0
+    assert not gateway.engine.outbox                # no ICMP 11/1: nobody has fragment zero any more
 
 
-def test_limit(fastpath_backend: ModuleType) -> None:
-    """Bounded memory: one datagram too many is refused, and its flow too; whole packets still pass."""
-    gateway = Gateway(fastpath_backend, settings=Settings(max_flows=16, max_fragment_trains=2))
-    for port in (1, 2):
-        gateway.through(fragments(udp(f"10.1.0.11:{port} > 203.0.113.2:53", DATA), 200, ident=port)[0])
-    third = fragments(udp(OUT, DATA), 200)[0]
-    assert reason_of(gateway.out(third[:])) is Reason.FRAGMENT_LIMIT
-    assert gateway.engine.stats()[:3] == (2, 2, 2)
+def test_no_room_for_fragments(fastpath_backend: ModuleType) -> None:
+    """A limit of 0 refuses them all, and begins no flow for them; whole packets still pass."""
+    gateway = Gateway(fastpath_backend, settings=Settings(max_flows=16, max_fragment_trains=0))
+    first, later, _ = fragments(udp(OUT, DATA), 200)
+    assert reason_of(gateway.out(first)) is Reason.FRAGMENT_LIMIT
+    assert reason_of(gateway.out(later)) is Reason.FRAGMENT_LIMIT
+    assert gateway.engine.stats()[:4] == (0, 0, 0, 0)
     assert gateway.through(udp(OUT))
-    assert reason_of(gateway.out(third[:])) is Reason.FRAGMENT_LIMIT
-    assert gateway.engine.stats()[:3] == (3, 3, 2)
-    gateway.clock.advance(31)
-    assert gateway.through(third)
 
 
 def test_fragments_refresh_and_count(gateway: Gateway) -> None:
@@ -187,19 +176,20 @@ def test_head_in_fragments(gateway: Gateway) -> None:
 
 
 def test_no_rule_no_fragment(gateway: Gateway) -> None:
-    """A first fragment is refused for the same reasons as a whole packet."""
-    pieces = fragments(tcp(OUT, "A", DATA), 200)
-    assert reason_of(gateway.out(pieces[0])) is Reason.TCP_STATE
-    assert reason_of(gateway.out(pieces[1])) is Reason.FRAGMENT_ORPHAN
+    """A datagram in pieces is refused for the same reasons as a whole packet, every piece of it."""
+    for piece in fragments(tcp(OUT, "A", DATA), 200):
+        assert reason_of(gateway.out(piece)) is Reason.TCP_STATE
     gateway.rules("-t nat -F")
-    assert reason_of(gateway.out(fragments(udp(OUT, DATA), 200)[0])) is Reason.NO_RULE
+    for piece in fragments(udp(OUT, DATA), 200):
+        assert reason_of(gateway.out(piece)) is Reason.NO_RULE
+    assert gateway.engine.stats()[:4] == (0, 0, 0, 0)
 
 
 def test_other_protocols(gateway: Gateway) -> None:
     """They cannot be translated in pieces either; the head's own pass."""
     first, later, *_ = fragments(other("10.1.0.11 > 203.0.113.2", data=DATA), 200)
     assert reason_of(gateway.out(first)) is Reason.UNKNOWN_PROTOCOL
-    assert reason_of(gateway.out(later)) is Reason.FRAGMENT_ORPHAN
+    assert reason_of(gateway.out(later)) is Reason.UNKNOWN_PROTOCOL
     for piece in fragments(other("203.0.113.1 > 203.0.113.2", data=DATA), 200):
         assert reason_of(gateway.head(piece)) is Reason.LOCAL_OUT
 
@@ -215,9 +205,7 @@ def test_icmp_error_in_fragments(gateway: Gateway) -> None:
 # ── FORWARD ─────────────────────────────────────────────────────────────────────────────────────
 
 
-PASSED, STOPPED, ORPHAN, LOCAL = (
-    Reason.FRAGMENT, Reason.FORWARD_DROP, Reason.FRAGMENT_ORPHAN, Reason.LOCAL_IN,
-)
+PASSED, STOPPED = (Reason.FRAGMENT,) * 2, (Reason.FORWARD_DROP,) * 2
 NOT_NEW = "-A FORWARD -m conntrack --ctstate NEW -j DROP"
 NOT_ESTABLISHED = "-A FORWARD -i bond0.def -m conntrack --ctstate ESTABLISHED -j DROP"
 
@@ -225,19 +213,19 @@ NOT_ESTABLISHED = "-A FORWARD -i bond0.def -m conntrack --ctstate ESTABLISHED -j
 @pytest.mark.parametrize(
     ("rule", "replied", "out", "back"),
     [
-        ("-P FORWARD ACCEPT", False, (PASSED, PASSED), (PASSED, PASSED)),
-        ("-P FORWARD DROP", True, (STOPPED, ORPHAN), (STOPPED, LOCAL)),
-        ("-A FORWARD -i bond0.2 -j DROP", True, (PASSED, PASSED), (STOPPED, LOCAL)),
-        (NOT_NEW, False, (STOPPED, ORPHAN), (PASSED, PASSED)),
-        (NOT_NEW, True, (PASSED, PASSED), (PASSED, PASSED)),
-        (NOT_ESTABLISHED, False, (PASSED, PASSED), (PASSED, PASSED)),
-        (NOT_ESTABLISHED, True, (STOPPED, ORPHAN), (PASSED, PASSED)),
+        ("-P FORWARD ACCEPT", False, PASSED, PASSED),
+        ("-P FORWARD DROP", True, STOPPED, STOPPED),
+        ("-A FORWARD -i bond0.2 -j DROP", True, PASSED, STOPPED),
+        (NOT_NEW, False, STOPPED, PASSED),
+        (NOT_NEW, True, PASSED, PASSED),
+        (NOT_ESTABLISHED, False, PASSED, PASSED),
+        (NOT_ESTABLISHED, True, STOPPED, PASSED),
     ],
 )
 def test_forward_asks_fragments_what_it_asks_whole_packets(
     gateway: Gateway, rule: str, replied: bool, out: tuple[Reason, ...], back: tuple[Reason, ...]
 ) -> None:
-    """NEW until an answer was seen, then ESTABLISHED; what is stopped is not remembered."""
+    """NEW until an answer was seen, then ESTABLISHED."""
     gateway.through(udp(OUT))
     if replied:
         gateway.returned(udp(BACK))
@@ -256,40 +244,54 @@ def test_forward_changes_its_mind_between_fragments(gateway: Gateway) -> None:
     assert gateway.through(pieces[2])
 
 
-def test_a_dropped_first_fragment_is_not_remembered(gateway: Gateway) -> None:
-    """Later fragments of a datagram that FORWARD stopped go nowhere, even after a change of the rules."""
+def test_later_fragments_are_dropped_with_the_first_one(gateway: Gateway) -> None:
+    """Those of a datagram that FORWARD stopped go nowhere, even after a change of the rules."""
     gateway.through(udp(OUT))
     gateway.rules("-P FORWARD DROP")
     pieces = fragments(udp(OUT, DATA), 200)
     assert reason_of(gateway.out(pieces[0])) is Reason.FORWARD_DROP
     gateway.rules("-P FORWARD ACCEPT")
-    assert reason_of(gateway.out(pieces[1])) is Reason.FRAGMENT_ORPHAN
+    assert reason_of(gateway.out(pieces[1])) is Reason.FORWARD_DROP
 
 
-def test_the_first_of_a_flow_is_asked_whole(gateway: Gateway) -> None:
-    """What only the packet that begins a flow can tell (its flags) is asked of it, once."""
+def test_a_datagram_is_allowed_as_a_whole(gateway: Gateway) -> None:
+    """What only its first fragment can tell (the flags) is asked of that one, once, and answered for all."""
     gateway.rules("-P FORWARD DROP", "-A FORWARD -p tcp --syn -j ACCEPT")
-    assert gateway.through(fragments(tcp(OUT, "S", DATA), 200)[0])
+    for piece in fragments(tcp(OUT, "S", DATA), 200):
+        assert gateway.through(piece)
+
+
+def test_an_answer_between_two_fragments(gateway: Gateway) -> None:
+    """The datagram was NEW when it began, and goes on as that."""
+    pieces = fragments(udp(OUT, DATA), 200)
+    gateway.rules("-A FORWARD -i bond0.def -m conntrack --ctstate ESTABLISHED -j DROP")
+    gateway.through(pieces[0])
+    gateway.returned(udp(BACK))
+    assert gateway.through(pieces[1])
+    assert reason_of(gateway.out(udp(OUT))) is Reason.FORWARD_DROP
 
 
 # ── fragments that no honest host sends ─────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
-    ("name", "packet"),
+    ("name", "packet", "reason"),
     [
-        ("ping of death", ipv4("10.1.0.11", "203.0.113.2", 17, bytes(64), fragment=8189)),
-        ("not a multiple of 8", ipv4("10.1.0.11", "203.0.113.2", 17, bytes(33), fragment=0x2000 | 20)),
-        ("over the TCP flags", ipv4("10.1.0.11", "203.0.113.2", 6, bytes(64), fragment=1)),
-        ("within the TCP header", ipv4("10.1.0.11", "203.0.113.2", 6, bytes(64), fragment=2)),
+        ("ping of death", ipv4("10.1.0.11", "203.0.113.2", 17, bytes(64), fragment=8189), Reason.BAD_HEADER),
+        ("not a multiple of 8", ipv4("10.1.0.11", "203.0.113.2", 17, bytes(33), fragment=0x2014), Reason.BAD_HEADER),
+        ("empty", ipv4("10.1.0.11", "203.0.113.2", 17, b"", fragment=0x2014), Reason.BAD_HEADER),
+        ("over the TCP flags", ipv4("10.1.0.11", "203.0.113.2", 6, bytes(64), fragment=1), Reason.FRAGMENT_TINY),
+        ("within the TCP header", ipv4("10.1.0.11", "203.0.113.2", 6, bytes(64), fragment=2), Reason.FRAGMENT_TINY),
+        ("half a TCP header", ipv4("10.1.0.11", "203.0.113.2", 6, bytes(16), fragment=0x2000), Reason.FRAGMENT_TINY),
     ],
 )
-def test_contradictions(gateway: Gateway, name: str, packet: bytearray) -> None:
+def test_contradictions(gateway: Gateway, name: str, packet: bytearray, reason: Reason) -> None:
     """RFC 791, RFC 1858: refused, whether their first one is known or not."""
+    assert reason_of(gateway.out(packet)) is reason, name
     data = bytes(6000)
     first = {17: udp(OUT, data, ident=1), 6: tcp(OUT, "S", data, ident=1)}[packet[9]]
     gateway.through(fragments(first, 800, ident=1)[0])
-    assert reason_of(gateway.out(packet)) is Reason.BAD_HEADER, name
+    assert reason_of(gateway.out(packet)) is reason, name
 
 
 def test_tiny_fragments_of_the_largest_datagram(gateway: Gateway) -> None:

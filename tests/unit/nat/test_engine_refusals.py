@@ -179,7 +179,7 @@ MALFORMED = {
     "TCP data offset beyond the packet": (TCP[:32] + b"\x60" + TCP[33:], Reason.BAD_HEADER),
     "7 bytes of ICMP": (_cut(ping("10.1.0.11 > 203.0.113.2", 7), 27), Reason.BAD_HEADER),
     "a first fragment without ports": (
-        ipv4("10.1.0.11", "203.0.113.2", 6, bytes(16), fragment=0x2000), Reason.BAD_HEADER,
+        ipv4("10.1.0.11", "203.0.113.2", 6, bytes(16), fragment=0x2000), Reason.FRAGMENT_TINY,
     ),
 }
 

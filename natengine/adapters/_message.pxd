@@ -1,0 +1,82 @@
+# cython: language_level=3
+"""The message in which the kernel hands over a packet, read where it lies; and how much room a verdict takes."""
+
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from natengine._wire cimport HOOK_INPUT, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, Headers
+from natengine.adapters._nfqueue cimport (
+    NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV, NFQA_MARK, NFQA_PACKET_HDR, NFQA_PAYLOAD, NFQA_SKB_INFO,
+    nfgenmsg, nlattr, nlmsghdr, ntohl,
+)
+
+cdef enum:
+    VERDICT_SIZE = 32                   # nlmsghdr 16, nfgenmsg 4, attribute header 4, verdict 8
+    PAYLOAD_HEADER = 4
+
+
+cdef struct Packet:                     # one message, parsed
+    Headers headers                     # of the packet in it, once the table has looked at them
+    int path                            # 0: the table has yet to be asked
+    uint32_t packet_id                  # network order, as it goes back
+    int hook
+    uint32_t in_ifindex
+    uint32_t out_ifindex
+    uint32_t mark
+    uint32_t skb_info
+    uint8_t *payload
+    uint32_t length
+
+
+cdef inline uint32_t be32(const uint8_t *at) noexcept nogil:
+    cdef uint32_t word
+    memcpy(&word, at, 4)
+    return ntohl(word)
+
+
+cdef inline int side_of(uint8_t hook) noexcept nogil:
+    """`base.SIDE_OF_HOOK`."""
+    return HOOK_PREROUTING if hook == HOOK_OUTPUT else HOOK_POSTROUTING if hook == HOOK_INPUT else hook
+
+
+cdef inline bint parse(uint8_t *data, uint32_t length, Packet *packet) noexcept nogil:
+    """Read the attributes of a packet message; 0 if it has no id or no payload.
+
+    The kernel writes well-formed messages; lengths are checked all the same, for everything is
+    later read and written through them.
+    """
+    cdef uint32_t at = sizeof(nlmsghdr) + sizeof(nfgenmsg), size
+    cdef nlattr *attribute
+    cdef uint8_t *value
+    cdef bint has_id = False
+    memset(packet, 0, sizeof(Packet))
+    if length > (<nlmsghdr *>data).nlmsg_len:
+        length = (<nlmsghdr *>data).nlmsg_len
+    while at + sizeof(nlattr) <= length:
+        attribute = <nlattr *>(data + at)
+        size = attribute.nla_len
+        value = data + at + sizeof(nlattr)
+        if size < sizeof(nlattr):
+            break
+        if size > length - at:                      # the datagram was cut (MSG_TRUNC): the packet is not
+            if attribute.nla_type == NFQA_PAYLOAD:  # whole, and no header will be found in 0 bytes of it
+                packet.payload = value
+            break
+        size -= sizeof(nlattr)
+        if attribute.nla_type == NFQA_PACKET_HDR and size >= 7:
+            memcpy(&packet.packet_id, value, 4)
+            packet.hook = side_of(value[6])
+            has_id = True
+        elif attribute.nla_type == NFQA_PAYLOAD:
+            packet.payload, packet.length = value, size
+        elif size == 4:
+            if attribute.nla_type == NFQA_IFINDEX_INDEV:
+                packet.in_ifindex = be32(value)
+            elif attribute.nla_type == NFQA_IFINDEX_OUTDEV:
+                packet.out_ifindex = be32(value)
+            elif attribute.nla_type == NFQA_MARK:
+                packet.mark = be32(value)
+            elif attribute.nla_type == NFQA_SKB_INFO:
+                packet.skb_info = be32(value)
+        at += (attribute.nla_len + 3) & ~<uint32_t>3
+    return has_id and packet.payload != NULL and packet.payload - data >= VERDICT_SIZE + PAYLOAD_HEADER
