@@ -48,6 +48,7 @@ cdef struct Headers:                # where things are in a packet that was pars
     uint32_t transport_at
     uint32_t total_len
     uint8_t tcp_flags
+    bint to_head                    # the flow table has found that it is for the head itself
 
 
 # ── bytes ────────────────────────────────────────────────────────────────────────────────────────
