@@ -49,7 +49,7 @@ cdef class FastPath:
     # batch wait for it together and not one after the other.
     cdef int prepare(self, const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil
     cdef void fetch(self, const Headers *headers) noexcept nogil
-    cdef int finish(self, uint8_t *data, const Headers *headers, uint32_t out_ifindex, int64_t now_ns) noexcept nogil
+    cdef int finish(self, uint8_t *data, Headers *headers, uint32_t out_ifindex, int64_t now_ns) noexcept nogil
 
     cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil
     cdef bint clamp_syn(self, uint8_t *data, const Headers *headers, uint32_t uplink) noexcept with gil

@@ -264,7 +264,7 @@ A flow table of fixed capacity and the packet path over it.
                 return
             at = (at + 1) & self.index_mask
 
-    cdef int finish(self, uint8_t *data, const Headers *headers, uint32_t out_ifindex, int64_t now_ns) noexcept nogil:
+    cdef int finish(self, uint8_t *data, Headers *headers, uint32_t out_ifindex, int64_t now_ns) noexcept nogil:
         """Find the flow, and do to it and to the packet what `translate` does."""
         cdef uint32_t flow_id = self.lookup(&headers.key, headers.tag)
         if flow_id == NOBODY:
@@ -293,6 +293,7 @@ A flow table of fixed capacity and the packet path over it.
         if leaving:
             rewrite(data, headers, flow.outside_ip, flow.outside_port)
         else:
+            headers.to_head = flow.inside_ifindex == 0
             rewrite(data, headers, flow.inside_ip, flow.inside_port)
         return PATH_TRANSLATED
 

@@ -10,6 +10,8 @@ from libc.string cimport memcpy
 
 cdef enum:
     HOOK_PREROUTING = 0             # `vocab.Hook`
+    HOOK_INPUT = 1
+    HOOK_OUTPUT = 3
     HOOK_POSTROUTING = 4
 
     IS_ICMP = 1                     # `vocab.Proto`
@@ -51,6 +53,7 @@ cdef struct Headers:                # where things are in a packet that was pars
     uint32_t transport_at
     uint32_t total_len
     uint8_t tcp_flags
+    bint to_head                    # the flow table has found that it is for the head itself
 
 
 # ── bytes ────────────────────────────────────────────────────────────────────────────────────────

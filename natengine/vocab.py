@@ -91,6 +91,7 @@ class Reason(enum.IntEnum):
     FRAGMENT_DUPLICATE = 38 # a fragment that brings nothing new
     SPOOFED = 39            # from an uplink, with a source that is the head's own or inside (RFC 2827)
     PEER_TAKEN = 40         # another inside host talks to that peer, and the protocol has no ports to tell them apart
+    NO_ROUTE = 41           # a rule sends it to an address to which no route leads
 
     @property
     def verdict(self) -> Verdict:
@@ -135,6 +136,14 @@ class Interface(NamedTuple):
     up: bool = True
     networks: tuple[tuple[int, int], ...] = ()      # (address, mask) of those that it is directly in
     mtu: int = 65535                    # the largest packet that it takes
+
+
+class Route(NamedTuple):
+    """One destination of the routing table: the addresses that agree with `network` wherever `mask` has a one."""
+
+    network: int
+    mask: int
+    ifindex: int            # where packets to it go out
 
 
 class Rng(Protocol):

@@ -4,7 +4,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from natengine._wire cimport Headers
+from natengine._wire cimport HOOK_INPUT, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, Headers
 from natengine.adapters._nfqueue cimport (
     NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV, NFQA_MARK, NFQA_PACKET_HDR, NFQA_PAYLOAD, NFQA_SKB_INFO,
     nfgenmsg, nlattr, nlmsghdr, ntohl,
@@ -34,6 +34,11 @@ cdef inline uint32_t be32(const uint8_t *at) noexcept nogil:
     return ntohl(word)
 
 
+cdef inline int side_of(uint8_t hook) noexcept nogil:
+    """`base.SIDE_OF_HOOK`."""
+    return HOOK_PREROUTING if hook == HOOK_OUTPUT else HOOK_POSTROUTING if hook == HOOK_INPUT else hook
+
+
 cdef inline bint parse(uint8_t *data, uint32_t length, Packet *packet) noexcept nogil:
     """Read the attributes of a packet message; 0 if it has no id or no payload.
 
@@ -60,7 +65,7 @@ cdef inline bint parse(uint8_t *data, uint32_t length, Packet *packet) noexcept 
         size -= sizeof(nlattr)
         if attribute.nla_type == NFQA_PACKET_HDR and size >= 7:
             memcpy(&packet.packet_id, value, 4)
-            packet.hook = value[6]
+            packet.hook = side_of(value[6])
             has_id = True
         elif attribute.nla_type == NFQA_PAYLOAD:
             packet.payload, packet.length = value, size

@@ -15,7 +15,9 @@ GSO.  With NFQA_CFG_F_GSO a packet may be up to 64 KiB and its L4 checksum not t
 verdict with a payload the kernel takes the checksum as it stands (CHECKSUM_NONE), but when it
 segments a packet it computes each segment's: TCP's from nothing, UDP's from the sum in the field.
 
-    CSUMNOTREADY and GSO   carry the sum over to the new addresses, the kernel does the rest
+    GSO                    carry the sum over to the new addresses, the kernel does the rest; CSUMNOTREADY
+                           is no longer set when such a packet has been here before (hairpinning)
+    GSO, TCP, to the head  compute it here: nobody cuts it up any more, and the head's stack looks at it whole
     CSUMNOTREADY alone     compute it here, after the rewrite
     neither                it is right, and was updated with the rewrite
 
@@ -32,7 +34,7 @@ from libc.string cimport memcpy, memset
 
 from natengine._fastpath cimport FastPath
 from natengine._wire cimport (
-    PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Partial,
+    HOOK_POSTROUTING, IS_TCP, PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Partial,
     carry_partial, complete_transport_checksum, note_partial,
 )
 from natengine.adapters._message cimport PAYLOAD_HEADER, VERDICT_SIZE, Packet, parse
@@ -49,8 +51,6 @@ cdef enum:
     LOOK_UP_EVERY_NS = 1000000
     LIVELY_NS = 10000000                # so long after a packet the next one is expected soon
 
-    UNFINISHED = NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO
-
     DROP = 0                            # NF_DROP, NF_ACCEPT
     ACCEPT = 1
     HELD = 2
@@ -64,7 +64,14 @@ cdef inline int64_t now_ns() noexcept nogil:
 
 cdef inline bint lacks_checksum(const Packet *packet) noexcept nogil:
     """Whether nobody but us will compute the packet's L4 checksum."""
-    return packet.skb_info & UNFINISHED == NFQA_SKB_CSUMNOTREADY
+    if packet.skb_info & NFQA_SKB_GSO:
+        return packet.headers.key.proto == IS_TCP and stays_here(packet)
+    return packet.skb_info & NFQA_SKB_CSUMNOTREADY != 0
+
+
+cdef inline bint stays_here(const Packet *packet) noexcept nogil:
+    """Whether the packet is for the head's own stack, which takes a large one as it is."""
+    return packet.headers.to_head or (packet.hook == HOOK_POSTROUTING and packet.out_ifindex == 0)
 
 
 cdef class TableLock:
@@ -243,7 +250,7 @@ cdef class BatchedQueue:
         cdef int path = packet.path
         cdef Partial partial
         partial.field = NULL
-        if packet.skb_info & UNFINISHED == UNFINISHED:
+        if packet.skb_info & NFQA_SKB_GSO:
             note_partial(packet.payload, packet.length, &partial)
         if path == 0:
             path = self.table.finish(packet.payload, &packet.headers, packet.out_ifindex, now)
@@ -257,7 +264,7 @@ cdef class BatchedQueue:
             self.settled[path] += 1
             if rewritten and lacks_checksum(packet):
                 complete_transport_checksum(packet.payload, packet.length)
-        if rewritten:
+        if rewritten and not lacks_checksum(packet):
             carry_partial(packet.payload, &partial)
         if verdict != HELD:
             self.verdict(packet, verdict, rewritten)

@@ -14,7 +14,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
-from natengine.vocab import Decision, PacketMeta
+from natengine.vocab import Decision, Hook, PacketMeta
+
+# The head's own packets are looked at before their way is known and behind it, as those of others are.
+SIDE_OF_HOOK = {Hook.OUTPUT: Hook.PREROUTING, Hook.INPUT: Hook.POSTROUTING}
 
 Decide = Callable[[bytearray, PacketMeta], Decision]
 

@@ -2,6 +2,8 @@
 
     ARRIVING     raw    PREROUTING     before conntrack and routing
     LEAVING      mangle POSTROUTING    after routing
+    SENDING      raw    OUTPUT         the head's own, as ARRIVING, where a rule translates their destination
+    RECEIVING    mangle INPUT          the answers to them, as LEAVING
 
 The guard of a gateway that has stopped: what is not the head's own neither leaves nor arrives, and the head does
 not tell anybody that the workers' connections are gone, so that the next engine can go on with them.
@@ -22,11 +24,17 @@ from typing import NamedTuple, Protocol
 class Place(enum.Enum):
     """A hook in the kernel's packet path, in the order of installation.
 
-    Outbound first, so that nothing can leave before it is looked at.
+    Outbound first, so that nothing can leave before it is looked at.  SENDING and RECEIVING are there only
+    when a plan has rules for them.
     """
 
     LEAVING = enum.auto()
+    RECEIVING = enum.auto()
     ARRIVING = enum.auto()
+    SENDING = enum.auto()
+
+
+ALWAYS = frozenset({Place.LEAVING, Place.ARRIVING})
 
 
 class Action(enum.Enum):
@@ -53,7 +61,7 @@ class HookRule(NamedTuple):
     interface: str = ""                     # arriving on, or leaving over; a trailing `+` is iptables' wildcard
     except_interface: str = ""              # any interface but this
     only: Only = Only.ANYTHING
-    destination: str = ""                   # a dotted quad
+    destination: str = ""                   # an address or a prefix
     has_mark: bool = False                  # the plan's mark
     action: Action = Action.QUEUE
 
@@ -71,24 +79,40 @@ class HookPlan(NamedTuple):
     any_interface: bool = False             # every interface but the loopback, whatever `uplinks` says
     guard: bool = False                     # nobody listens: drop there what is not the head's own
     addresses: tuple[str, ...] = ()         # dotted quads: packets to these are taken on any interface
-    mark: int = 0                           # bits of the packet mark; 0: `addresses` are not taken
+    mark: int = 0                           # bits of the packet mark; 0: only what an interface says is taken
+    own_destinations: tuple[str, ...] = ()  # prefixes: the head's own packets to these are taken
 
     def rules(self, place: Place) -> list[HookRule]:
         """Return the rules of one place, in order."""
+        if place is Place.SENDING:
+            return self._marked(place, self.own_destinations) if self.for_own else []
+        if place is Place.RECEIVING and not self.for_own:
+            return []
         if self.any_interface:
             rules = [HookRule(place, except_interface="lo")]
         else:
             rules = [HookRule(place, uplink) for uplink in self.uplinks]
         if self.guard:
             return [rule._replace(only=only, action=Action.DROP) for rule in rules for only in GUARDED[place]]
-        if self.any_interface or not (self.mark and self.addresses):
-            return rules
-        if place is Place.ARRIVING:
-            rules += [
-                HookRule(place, except_interface="lo", destination=address, action=Action.MARK)
-                for address in self.addresses
-            ]
-        return [*rules, HookRule(place, has_mark=True)]
+        if self.mark and not self.any_interface and (self.addresses or self.own_destinations):
+            rules += self._marked(place, self.addresses if place is Place.ARRIVING else (), except_interface="lo")
+        return rules
+
+    @property
+    def for_own(self) -> bool:
+        """Whether the head's own packets are taken before they are routed."""
+        return bool(self.mark and self.own_destinations)
+
+    @staticmethod
+    def _marked(place: Place, destinations: tuple[str, ...], except_interface: str = "") -> list[HookRule]:
+        """Return the rules that mark packets to some destinations, and take what is marked."""
+        return [
+            *(
+                HookRule(place, except_interface=except_interface, destination=each, action=Action.MARK)
+                for each in destinations
+            ),
+            HookRule(place, except_interface=except_interface, has_mark=True),
+        ]
 
 
 class Hooks(Protocol):

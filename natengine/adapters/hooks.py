@@ -2,13 +2,15 @@
 
     raw    PREROUTING   -j natengine-in    -i UPLINK  -j NFQUEUE
                                            ! -i lo -d ADDRESS  -j MARK
-                                           -m mark  -j NFQUEUE
+                                           ! -i lo -m mark  -j NFQUEUE
     mangle POSTROUTING  -j natengine-out   -o UPLINK  -j NFQUEUE
-                                           -m mark  -j NFQUEUE
+                                           ! -o lo -m mark  -j NFQUEUE
+    raw    OUTPUT       -j natengine-send     -d DESTINATION  -j MARK, then -m mark  -j NFQUEUE
+    mangle INPUT        -j natengine-receive  as natengine-out
 
 No `--queue-bypass`: when nobody listens on the queue, nothing passes (fail closed).  Everything is
-changed by `iptables-restore --noflush`, one transaction a table, and touches our two chains and the
-two jumps to them, nothing else.  Chains that a killed engine left behind are taken over.
+changed by `iptables-restore --noflush`, one transaction a chain, and touches our chains and the
+jumps to them, nothing else.  Chains that a killed engine left behind are taken over.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 from typing import NamedTuple
 
 from natengine.adapters import programs
-from natengine.adapters.hook_plan import Action, HookPlan, HookRule, Only, Place
+from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, Only, Place
 from natengine.errors import HostError
 
 
@@ -37,7 +39,9 @@ class Chain(NamedTuple):
 
 CHAINS = {
     Place.LEAVING: Chain("mangle", "POSTROUTING", "natengine-out", "-o"),
+    Place.RECEIVING: Chain("mangle", "INPUT", "natengine-receive", "-i"),
     Place.ARRIVING: Chain("raw", "PREROUTING", "natengine-in", "-i"),
+    Place.SENDING: Chain("raw", "OUTPUT", "natengine-send", "-o"),
 }
 
 
@@ -84,8 +88,10 @@ class IptablesHooks:
             places.reverse()
         for place, chain in places:
             rules = [f"-A {chain.name} {self._text(chain, rule, plan.mark)}" for rule in plan.rules(place)]
-            jump = [] if self._has_jump(chain) else [f"-I {chain.jump}"]
-            self._restore(chain.table, [f":{chain.name} - [0:0]", *rules, *jump])
+            has_jump = self._has_jump(chain)
+            if rules or has_jump or place in ALWAYS:
+                jump = [] if has_jump else [f"-I {chain.jump}"]
+                self._restore(chain.table, [f":{chain.name} - [0:0]", *rules, *jump])
         self._installed = plan
 
     def remove(self) -> None:

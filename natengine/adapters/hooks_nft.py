@@ -2,10 +2,13 @@
 
     table ip natengine
         chain leaving     hook postrouting, just before mangle    oifname UPLINK  queue
-                                                                  meta mark  queue
+                                                                  oifname != "lo" meta mark  queue
         chain arriving    hook prerouting, just before raw        iifname UPLINK  queue
                                                                   iifname != "lo" ip daddr ADDRESS  meta mark set
+                                                                  iifname != "lo" meta mark  queue
+        chain sending     hook output, just before raw            ip daddr DESTINATION  meta mark set
                                                                   meta mark  queue
+        chain receiving   hook input, just before mangle          as leaving
 
 Every change is one transaction of `nft -f`, so both chains change at the same moment.  It rewrites the rules
 and leaves the chains where they are: a new chain and the old one would not take over from each other in
@@ -19,7 +22,7 @@ import shutil
 from typing import NamedTuple
 
 from natengine.adapters import programs
-from natengine.adapters.hook_plan import Action, HookPlan, HookRule, Only, Place
+from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, Only, Place
 from natengine.errors import HostError
 
 TABLE = "ip natengine"
@@ -38,7 +41,9 @@ class Chain(NamedTuple):
 # One before iptables' tables: whichever was there first, other people's rules in them see translated packets.
 CHAINS = {
     Place.LEAVING: Chain("leaving", "postrouting", -151, "oifname"),
+    Place.RECEIVING: Chain("receiving", "input", -151, "iifname"),
     Place.ARRIVING: Chain("arriving", "prerouting", -301, "iifname"),
+    Place.SENDING: Chain("sending", "output", -301, "oifname"),
 }
 
 
@@ -79,7 +84,8 @@ class NftHooks:
         Raises:
             HostError: It refuses.
         """
-        self._transact(TRIAL_TABLE, HookPlan(("lo",), addresses=("127.0.0.1",), mark=1), "--check")
+        everything = HookPlan(("lo",), addresses=("127.0.0.1",), mark=1, own_destinations=("127.0.0.1",))
+        self._transact(TRIAL_TABLE, everything, "--check")
 
     def sync(self, plan: HookPlan) -> None:
         """Take exactly what this plan says from now on.
@@ -103,12 +109,15 @@ class NftHooks:
 
     def _transact(self, table: str, plan: HookPlan, *options: str) -> None:
         lines = [f"add table {table}"]
-        for chain in CHAINS.values():
+        rules = {place: plan.rules(place) for place in CHAINS}
+        for place, chain in CHAINS.items():
+            if place not in ALWAYS and not rules[place]:
+                continue
             where = f"type filter hook {chain.hook} priority {chain.priority}"
             lines.append(f"add chain {table} {chain.name} {{ {where}; policy accept; }}")
         lines.append(f"flush table {table}")
         for place, chain in CHAINS.items():
-            texts = [self._text(chain, rule, plan.mark) for rule in plan.rules(place)]
+            texts = [self._text(chain, rule, plan.mark) for rule in rules[place]]
             lines += [f"add rule {table} {chain.name} {text}" for text in texts]
         self._nft("\n".join([*lines, ""]), *options)
 

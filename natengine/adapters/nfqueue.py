@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 
 from netfilterqueue import NetfilterQueue, Packet
 
-from natengine.adapters.base import Decide, IoStats, no_queue, queue_taken
+from natengine.adapters.base import SIDE_OF_HOOK, Decide, IoStats, no_queue, queue_taken
 from natengine.errors import HostError
 from natengine.vocab import Decision, PacketMeta, Verdict
 
@@ -113,7 +113,8 @@ class NetfilterQueueIO:
 
     def _callback(self, packet: Packet) -> None:
         data = bytearray(packet.get_payload())
-        meta = PacketMeta(packet.hook, packet.indev, packet.outdev, packet.mark)
+        hook = SIDE_OF_HOOK.get(packet.hook, packet.hook)
+        meta = PacketMeta(hook, packet.indev, packet.outdev, packet.mark)
         self._asking = True
         try:
             decision = self._decide(data, meta)

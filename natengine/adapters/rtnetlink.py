@@ -8,8 +8,8 @@ from collections import defaultdict
 from pyroute2 import IPRoute
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_LINK
 
-from natengine.vocab import Interface
-from natengine.wire.addr import Prefix, parse_ipv4
+from natengine.vocab import Interface, Route
+from natengine.wire.addr import Prefix, mask_of_length, parse_ipv4
 
 AF_INET = 2
 IFA_F_SECONDARY = 0x01              # linux/if_addr.h
@@ -40,8 +40,8 @@ class RouteSocket:
             except OSError:             # ENOBUFS: some were lost; it makes no difference to a full read
                 continue
 
-    def read(self) -> list[Interface]:
-        """Return every interface as it is now, primary addresses first."""
+    def read(self) -> tuple[list[Interface], list[Route]]:
+        """Return every interface as it is now, primary addresses first, and the routes of the main table."""
         addresses: dict[int, list[int]] = defaultdict(list)
         secondary: dict[int, list[int]] = defaultdict(list)
         broadcasts: dict[int, list[int]] = defaultdict(list)
@@ -57,12 +57,9 @@ class RouteSocket:
             broadcast = message.get_attr("IFA_BROADCAST")
             if broadcast:
                 broadcasts[ifindex].append(parse_ipv4(broadcast))
-        default = {
-            route.get_attr("RTA_OIF")
-            for route in self._dumps.get_routes(family=AF_INET, table=MAIN_TABLE)
-            if route["dst_len"] == 0
-        }
-        return [
+        routes = self._read_routes()
+        default = {route.ifindex for route in routes if route.mask == 0}
+        interfaces = [
             Interface(
                 link["index"], link.get_attr("IFLA_IFNAME"),
                 tuple(addresses[link["index"]] + secondary[link["index"]]),
@@ -72,6 +69,17 @@ class RouteSocket:
             )
             for link in self._dumps.get_links()
         ]
+        return interfaces, routes
+
+    def _read_routes(self) -> list[Route]:
+        found = []
+        for message in self._dumps.get_routes(family=AF_INET, table=MAIN_TABLE):
+            hops = message.get_attr("RTA_MULTIPATH")
+            ifindex = message.get_attr("RTA_OIF") or (hops[0]["oif"] if hops else 0)
+            if ifindex:                 # else nobody gets there: `unreachable`, `blackhole`
+                network = parse_ipv4(message.get_attr("RTA_DST") or "0.0.0.0")
+                found.append(Route(network, mask_of_length(message["dst_len"]), ifindex))
+        return found
 
     def close(self) -> None:
         """Close both sockets."""

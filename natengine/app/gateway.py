@@ -34,8 +34,9 @@ from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
 from natengine.frontend.save import REPLACE, RestoreOptions, dump, parse_restore
 from natengine.frontend.wording import left_alone
+from natengine.nat.destination import taken_by
 from natengine.nat.engine import NatEngine
-from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.interfaces import LOOPBACK, InterfaceTable
 from natengine.nat.policy import interface_matches, is_uplink, join_uplinks
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
@@ -125,7 +126,7 @@ class Gateway:
         """Get hold of everything that a gateway needs of the machine, in the order of a start."""
         config = self.config
         self._routes = self._keep(RouteSocket(), RouteSocket.close)
-        self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
+        self.engine.replace_interfaces(InterfaceTable(*self._routes.read()), now_ns())
         self.taken_over = self.engine.take_over(config.settings.max_flows, now_ns())
         self._look_at_local_ports()
         problems = check_uplinks(ruleset.uplinks(), self.engine.interfaces)
@@ -140,7 +141,7 @@ class Gateway:
         if self.engine.uplinks == Uplinks():
             # Whoever was killed here may have left forwarding on, and hooks that are about to go.
             self._forwarding.restore()
-        self._take_from(self.engine.uplinks)
+        self._take_from(self.engine.uplinks, ruleset)
         remove_leftovers(self.hooks)
         self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
         self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
@@ -230,9 +231,9 @@ class Gateway:
 
     def _interfaces_changed(self) -> None:
         self._routes.drain()
-        self.engine.replace_interfaces(InterfaceTable(self._routes.read()), now_ns())
+        self.engine.replace_interfaces(InterfaceTable(*self._routes.read()), now_ns())
         try:
-            self.hooks.sync(self._plan(self.engine.uplinks))
+            self.hooks.sync(self._plan(self.engine.uplinks, self.engine.ruleset))
         except HostError as error:      # what is translated goes on; it is tried again at the next change
             self.log.write(str(error))
 
@@ -242,28 +243,31 @@ class Gateway:
     def _look_at_local_ports(self) -> None:
         self.engine.replace_local_ports(read_local_ports())
 
-    def _take_from(self, uplinks: Uplinks) -> None:
+    def _take_from(self, uplinks: Uplinks, ruleset: RuleSet) -> None:
         """Take packets on these uplinks from now on; forward only once there is one."""
-        self.hooks.sync(self._plan(uplinks))
+        self.hooks.sync(self._plan(uplinks, ruleset))
         if uplinks.patterns or uplinks.any_interface:
             self._forwarding.enable()
 
-    def _plan(self, uplinks: Uplinks) -> HookPlan:
-        """Return what to take: the uplinks, and on the other interfaces what is for an uplink's address."""
-        addresses = {
-            format_ipv4(ip): None
-            for each in self.engine.interfaces if is_uplink(each, uplinks) for ip in each.addresses
-        }
+    def _plan(self, uplinks: Uplinks, ruleset: RuleSet) -> HookPlan:
+        """Return what to take: the uplinks, what is for an uplink's address, what rules give another destination."""
+        interfaces, mark = self.engine.interfaces, self.config.settings.hairpin_mark
+        own = {ip: None for each in interfaces if is_uplink(each, uplinks) for ip in each.addresses}
+        taken = taken_by(ruleset, frozenset(own) if mark else frozenset())
+        if taken.output:                # an answer may be for any address of the head's
+            if not mark:
+                raise ConfigError("rules in nat OUTPUT need hairpin_mark, which natengine.toml sets to 0")
+            own.update((ip, None) for ip in interfaces.addresses if not LOOPBACK.contains(ip))
         return HookPlan(
-            uplinks.patterns, uplinks.any_interface,
-            addresses=tuple(addresses), mark=self.config.settings.hairpin_mark,
+            tuple(dict.fromkeys(uplinks.patterns + taken.interfaces)), uplinks.any_interface or taken.any_interface,
+            addresses=tuple(map(format_ipv4, own)), mark=mark, own_destinations=tuple(map(str, taken.output)),
         )
 
     def _put_in_force(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> list[str]:
         """Replace the rules (and, unless None, their counters), or change nothing; return warnings."""
         check_executable(ruleset)
         # The hooks first: they may fail, and a packet that they bring is only looked at after this.
-        self._take_from(join_uplinks(self.engine.uplinks, ruleset.uplinks()))
+        self._take_from(join_uplinks(self.engine.uplinks, ruleset.uplinks()), ruleset)
         self.engine.replace_ruleset(ruleset, counters)
         return check_uplinks(ruleset.uplinks(), self.engine.interfaces)
 

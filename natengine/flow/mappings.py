@@ -45,11 +45,12 @@ class Wanted(NamedTuple):
     keep_port: bool = True                      # the inside port, if it may be had
     ports: tuple[int, int] | None = None        # first and last that will do (`--to-ports`)
     ifindex: int = 0                            # the inside interface; 0: the head itself
+    by_rule: bool = False                       # somebody else has chosen the port: a rule, or the head itself
 
     @property
     def for_head(self) -> bool:
-        """Whether the head itself sends: reserved ports are its own."""
-        return self.ifindex == 0
+        """Whether reserved ports will do, too: they are the head's own, or a rule has given one away."""
+        return self.ifindex == 0 or self.by_rule
 
 
 class Owner(NamedTuple):
@@ -64,10 +65,10 @@ MayShare = Callable[[int], bool]
 
 
 class _Mapping:
-    __slots__ = ("flows", "guests", "ifindex", "inside", "outside")
+    __slots__ = ("by_rule", "flows", "guests", "ifindex", "inside", "outside")
 
-    def __init__(self, inside: Endpoint, outside: Endpoint, ifindex: int) -> None:
-        self.inside, self.outside, self.ifindex = inside, outside, ifindex
+    def __init__(self, inside: Endpoint, outside: Endpoint, ifindex: int, by_rule: bool) -> None:
+        self.inside, self.outside, self.ifindex, self.by_rule = inside, outside, ifindex, by_rule
         self.flows, self.guests = 1, 0
 
 
@@ -84,7 +85,7 @@ class MappingTable:
         self._by_inside: dict[tuple[Endpoint, int], _Mapping] = {}      # with the outside address
         self._by_outside: dict[Endpoint, _Mapping] = {}
         self._ports_of: dict[int, int] = {}                             # by inside address
-        self._unheld: dict[Endpoint, int] = {}                          # `hold`s that came too late
+        self._unheld: dict[tuple[Endpoint, Endpoint], int] = {}         # `hold`s that came too late
         self._reserved: dict[int, frozenset[int]] = {}                  # by protocol
         self.overloaded = 0                                             # flows that had to share a port
 
@@ -105,7 +106,7 @@ class MappingTable:
         if not _fits(ports, port):
             return None
         mapping.flows += 1
-        mapping.ifindex = ifindex
+        mapping.ifindex, mapping.by_rule = ifindex, False
         return port
 
     def acquire(self, wanted: Wanted, may_share: MayShare, now_ns: int) -> int | NoPort:
@@ -151,8 +152,8 @@ class MappingTable:
 
     @staticmethod
     def _takes_guests(mapping: _Mapping) -> bool:
-        """Not the head's own: it chooses its peers without asking."""
-        return mapping.inside.ip != mapping.outside.ip
+        """Not the head's own, nor a rule's: their peers are chosen without asking."""
+        return mapping.inside.ip != mapping.outside.ip and not mapping.by_rule
 
     @staticmethod
     def _be_guest(mapping: _Mapping) -> int:
@@ -171,8 +172,10 @@ class MappingTable:
         )
         if port is None:
             return NoPort.OUT_OF_PORTS
-        mapping = _Mapping(inside, Endpoint(inside.proto, outside_ip, port), wanted.ifindex)
-        self._by_inside[inside, outside_ip] = self._by_outside[mapping.outside] = mapping
+        mapping = _Mapping(inside, Endpoint(inside.proto, outside_ip, port), wanted.ifindex, wanted.by_rule)
+        self._by_outside[mapping.outside] = mapping
+        if not wanted.by_rule or (inside, outside_ip) not in self._by_inside:
+            self._by_inside[inside, outside_ip] = mapping
         self._ports_of[inside.ip] = used + 1
         return port
 
@@ -198,9 +201,14 @@ class MappingTable:
     # ── flows that arrive, and flows that are not translated ─────────────────────────────────────
 
     def owner(self, outside: Endpoint) -> Owner | None:
-        """Return whom an outside endpoint stands for, or None."""
+        """Return whom an outside endpoint stands for, or None.
+
+        What a rule has made stands for nobody: the rule says who may use it.
+        """
         mapping = self._by_outside.get(outside)
-        return Owner(mapping.inside, mapping.ifindex) if mapping is not None and mapping.flows else None
+        if mapping is None or mapping.by_rule or not mapping.flows:
+            return None
+        return Owner(mapping.inside, mapping.ifindex)
 
     def join(self, outside: Endpoint) -> None:
         """Hold a mapping that exists for one more flow of its owner; wants a `release`."""
@@ -225,30 +233,36 @@ class MappingTable:
         if mapping.inside == inside:
             mapping.ifindex = ifindex
 
-    def hold(self, endpoint: Endpoint, now_ns: int) -> None:
-        """Hold the port of a flow whose outside endpoint is its inside endpoint, if nobody else has it.
+    def hold(
+        self, inside: Endpoint, outside: Endpoint, ifindex: int, now_ns: int, *, make: bool = True
+    ) -> None:
+        """Hold the outside port of a flow that has it already, if nobody else has it.
 
-        For what the head itself sends without translation: it goes on with its port in either case.
-        Each call wants a `release` too.
+        For what the head itself sends without translation, and for what a rule sends on to an inside
+        endpoint: it goes on with this port in either case.  Each call wants a `release` too.
+
+        Args:
+            make: Whether to make a mapping, as is needed where others take ports of the same address.
         """
-        mapping = self._by_outside.get(endpoint)
-        if mapping is not None and mapping.inside == endpoint:
+        mapping = self._by_outside.get(outside)
+        if mapping is not None and mapping.inside == inside:
             mapping.flows += 1
             return
-        port = endpoint.port_or_icmp_id
-        wanted = Wanted(endpoint, endpoint.ip, ports=(port, port))
-        if mapping is not None or isinstance(self._make(wanted, now_ns), NoPort):
-            self._unheld[endpoint] = self._unheld.get(endpoint, 0) + 1
+        port = outside.port_or_icmp_id
+        wanted = Wanted(inside, outside.ip, ports=(port, port), ifindex=ifindex, by_rule=True)
+        if not make or mapping is not None or isinstance(self._make(wanted, now_ns), NoPort):
+            self._unheld[inside, outside] = self._unheld.get((inside, outside), 0) + 1
 
     def release(self, inside: Endpoint, outside: Endpoint, now_ns: int) -> None:
         """Let go of one flow's hold; the last one gives the port back.
 
         A flow that holds no mapping (a rule exempts it from translation) may call this too.
         """
-        if inside == outside and inside in self._unheld:
-            self._unheld[inside] -= 1           # whose hold it was does not matter, only their number
-            if not self._unheld[inside]:
-                del self._unheld[inside]
+        pair = inside, outside
+        if pair in self._unheld:
+            self._unheld[pair] -= 1             # whose hold it was does not matter, only their number
+            if not self._unheld[pair]:
+                del self._unheld[pair]
             return
         mapping = self._by_outside.get(outside)
         if mapping is None:

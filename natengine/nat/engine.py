@@ -93,7 +93,9 @@ class NatEngine:
         Args:
             packet: From the IP header on.  Changed only if the decision holds it.  With the verdict HELD it is the
                 engine's until `take_released` has another decision with the same ticket.
-            meta: Where it was taken; `meta.hook` is PREROUTING or POSTROUTING.
+            meta: Where it was taken; `meta.hook` is PREROUTING or POSTROUTING.  The head's own packets at OUTPUT
+                count as the first without an in-interface, those for the head at INPUT as the second without
+                an out-interface.
             now_ns: Nanoseconds on any clock that never goes back.
         """
         return self.settle(self._fast.translate(packet, meta.hook, now_ns, meta.out_ifindex), packet, meta, now_ns)
@@ -258,7 +260,7 @@ class NatEngine:
 
     def _icmp_error(self, packet: bytearray, new: NewPacket, quoted: QuotedPacket, flow: FlowInfo) -> Reason:
         spec, arriving = flow.spec, new.meta.hook == Hook.PREROUTING
-        if spec.inside_ifindex and not new.from_head:
+        if spec.inside_ifindex and not new.from_head and (arriving or new.meta.out_ifindex):
             meta = new.meta._replace(out_ifindex=spec.inside_ifindex) if arriving else new.meta
             facts = self._slow.policy.facts(new.ip, new.transport, meta, CtState.RELATED)
             if not self._slow.policy.forwards(facts._replace(dst=spec.inside_ip) if arriving else facts):
@@ -339,7 +341,9 @@ class NatEngine:
             How many have ended already.
         """
         if interfaces == self.interfaces:
-            return 0                        # an event that changes nothing must not make flows STALE
+            # flows must not become STALE for a route, which none of them hangs on
+            self.interfaces = self._slow.policy.interfaces = interfaces
+            return 0
         self._vanished.note(self.interfaces.addresses, interfaces.addresses)
         self.interfaces = interfaces
         self._renew_policy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from natengine.rules.matches import AddressType
-from natengine.vocab import Interface
+from natengine.vocab import Interface, Route
 from natengine.wire.addr import Prefix
 
 LOOPBACK = Prefix.of_length(127 << 24, 8)
@@ -14,14 +14,21 @@ LIMITED_BROADCAST = 0xFFFF_FFFF
 
 
 class InterfaceTable:
-    """Every interface at one moment; replaced as a whole when anything changes."""
+    """Every interface at one moment, and the routes; replaced as a whole when anything changes."""
 
-    def __init__(self, interfaces: Iterable[Interface] = ()) -> None:
+    def __init__(self, interfaces: Iterable[Interface] = (), routes: Iterable[Route] = ()) -> None:
+        """Take the interfaces, and the routes of the main table, the better one of two to a prefix first."""
         self._by_index = {each.ifindex: each for each in interfaces}
         self.addresses = frozenset(ip for each in self._by_index.values() for ip in each.addresses)
         self._broadcasts = frozenset(ip for each in self._by_index.values() for ip in each.broadcasts)
 
+        self._routes: dict[int, dict[int, int]] = {}        # by mask, by network: the interface
+        for network, mask, ifindex in routes:
+            self._routes.setdefault(mask, {}).setdefault(network, ifindex)
+        self._masks = sorted(self._routes, reverse=True)    # the longest prefix first
+
     def __eq__(self, other: object) -> bool:
+        """Whether the interfaces are the same: flows do not hang on the routes."""
         return isinstance(other, InterfaceTable) and self._by_index == other._by_index
 
     __hash__ = None  # type: ignore[assignment]
@@ -73,6 +80,19 @@ class InterfaceTable:
         if any(address in each.addresses for each in asked):
             return AddressType.LOCAL
         return AddressType.BROADCAST if any(address in each.broadcasts for each in asked) else AddressType.UNICAST
+
+    def way_to(self, destination: int) -> int:
+        """Return the index of the interface by which a packet to `destination` goes out.
+
+        0: it is for the host itself, or nobody knows.
+        """
+        if destination in self.addresses:
+            return 0
+        for mask in self._masks:
+            ifindex = self._routes[mask].get(destination & mask)
+            if ifindex is not None:
+                return ifindex
+        return 0
 
     def outside_address(self, ifindex: int, source: int) -> int | None:
         """Return the address that MASQUERADE gives a packet from `source` on this interface.

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from natengine.flow.records import Allow, FlowSpec
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.said import Said
+from natengine.nat.source import SourceNat, SourceTarget, is_same_for_all, source_nat, with_ports_of
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, Program, compile_chain
 from natengine.rules.facts import FlowFacts, RuleMemory, Surroundings
@@ -34,21 +35,13 @@ from natengine.rules.matches import (
     Translated,
 )
 from natengine.rules.model import ChainName, RuleSet, Table, TableName, Uplinks
-from natengine.rules.targets import Accept, Drop, Masquerade, Passing, Reject
+from natengine.rules.targets import Accept, Drop, Masquerade, Passing, Reject, Snat
 from natengine.vocab import CtState, Interface, PacketMeta, Proto
 from natengine.wire.ipv4 import ICMP_COUNTERPART, Ipv4Fields, Transport
 from natengine.wire.tcp import ACK, SYN
 
 ALLOW_ALL = Allow.ALL.value
 ASK_FORWARD = 0                     # no bits of Allow: the answer is not known beforehand
-
-
-class SourceNat(NamedTuple):
-    """How the source of a new flow is to be translated."""
-
-    outside_ip: int
-    keep_port: bool
-    ports: tuple[int, int] | None
 
 
 class Way(NamedTuple):
@@ -203,7 +196,7 @@ class Policy:
 
         The head's own flows do not pass FORWARD.  Nothing is counted.
         """
-        if spec.inside_ifindex == 0:
+        if 0 in (spec.inside_ifindex, spec.uplink_ifindex):
             return ALLOW_ALL
         allow = self._ask_forward(spec)
         if self._forward_by_interface:
@@ -271,9 +264,11 @@ class Policy:
             self.interfaces.name(in_ifindex), self.interfaces.name(out_ifindex), 0, 0, 0, ctstate=CtState.NEW
         )
         outcome = self._postrouting_uncounted(facts)
-        if not isinstance(self._forward_uncounted(facts).target, Accept) or not isinstance(outcome.target, Masquerade):
+        if not isinstance(self._forward_uncounted(facts).target, Accept):
             return None
-        nat = self.source_nat(outcome.target, out_ifindex, 0)
+        if not isinstance(outcome.target, SourceTarget) or not is_same_for_all(outcome.target):
+            return None
+        nat = self.source_nat(outcome.target, out_ifindex, 0, 0)
         if nat is None:
             return None
         calls = [(self._count_forward, handle) for handle in self._forward.counted(facts)]
@@ -286,12 +281,9 @@ class Policy:
         anybody = FlowSpec(0, 0, 0, 0, 0, 0, 0, True, in_ifindex, out_ifindex, 0)
         return Way(nat, Allow.NEW.value | self._ask_forward(anybody), count)
 
-    def source_nat(self, target: Masquerade, out_ifindex: int, source: int) -> SourceNat | None:
-        """Return what MASQUERADE means for a packet; None if the interface has no address."""
-        outside_ip = self.interfaces.outside_address(out_ifindex, source)
-        if outside_ip is None:
-            return None
-        return _masqueraded(target, outside_ip)
+    def source_nat(self, target: SourceTarget, out_ifindex: int, source: int, port: int) -> SourceNat | None:
+        """Return what a target means for a packet; None if MASQUERADE has no address to give."""
+        return source_nat(target, source, port, self.interfaces.outside_address(out_ifindex, source))
 
     def hairpin_nat(self, facts: PacketFacts, outside_ip: int) -> SourceNat:
         """Return how the source of a hairpinned packet is translated to this address.
@@ -301,12 +293,7 @@ class Policy:
         """
         (name,) = [each.name for each in self.interfaces if outside_ip in each.addresses][:1] or [""]
         target = self._postrouting_uncounted(facts._replace(out_name=name, dst=outside_ip)).target
-        return _masqueraded(target if isinstance(target, Masquerade) else Masquerade(), outside_ip)
-
-
-def _masqueraded(target: Masquerade, outside_ip: int) -> SourceNat:
-    ports = (target.to_ports.first, target.to_ports.last) if target.to_ports else None
-    return SourceNat(outside_ip, not (target.random or target.random_fully), ports)
+        return with_ports_of(target if isinstance(target, Masquerade | Snat) else Masquerade(), outside_ip)
 
 
 def _flow_facts(spec: FlowSpec, state: CtState, *, original: bool) -> FlowFacts:

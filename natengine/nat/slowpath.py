@@ -19,12 +19,14 @@ from natengine.fastpath import NOT_FOUND, FastPath
 from natengine.flow.mappings import Endpoint, MappingTable, MayShare, NoPort, Wanted
 from natengine.flow.records import Allow, FlowKey, FlowSpec, icmp_query_port
 from natengine.nat.arriving import Arriving
+from natengine.nat.destination import DestinationRules
 from natengine.nat.hairpin import find_aimed
 from natengine.nat.packet import NewPacket
-from natengine.nat.policy import ASK_FORWARD, Policy, SourceNat, is_drop
+from natengine.nat.policy import ASK_FORWARD, Policy, is_drop
 from natengine.nat.protocols import MAPPED, UNTRANSLATABLE
+from natengine.nat.source import SourceNat, SourceTarget
 from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
-from natengine.rules.targets import Accept, Masquerade
+from natengine.rules.targets import Accept
 from natengine.settings import Settings
 from natengine.vocab import CtState, Hook, Proto, Reason, Rng
 from natengine.wire.ipv4 import ICMP_REPLY_TO
@@ -43,6 +45,7 @@ class SlowPath:
         self.policy = policy
         self.mappings = MappingTable(rng, settings)
         self.arriving = Arriving(fast, self.mappings, settings)
+        self._destinations = DestinationRules(fast, self.mappings, rng)
         self._max_flows = settings.max_flows_per_host
         self._loose = settings.tcp_loose
         self._flows_of: dict[int, int] = {}             # that inside hosts have begun, by their address
@@ -52,10 +55,8 @@ class SlowPath:
 
         A spec holds a mapping: install it, or `release` it.
         """
-        if packet.meta.hook == Hook.PREROUTING:
-            spec = self.arriving.decide(packet, self.policy)
-        else:
-            spec = self._leaving(packet, now_ns)
+        arrives = packet.meta.hook == Hook.PREROUTING
+        spec = self._arriving(packet, now_ns) if arrives else self._leaving(packet, now_ns)
         if isinstance(spec, FlowSpec):
             self._count(spec)
         return spec
@@ -74,7 +75,7 @@ class SlowPath:
         if inside != outside:
             self.mappings.adopt(inside, outside, spec.inside_ifindex, now_ns)
         elif not spec.inside_ifindex:
-            self.mappings.hold(inside, now_ns)
+            self.mappings.hold(inside, inside, 0, now_ns)
 
     def release(self, spec: FlowSpec, now_ns: int) -> None:
         """Let go of what a flow holds that has ended or was never installed."""
@@ -89,7 +90,15 @@ class SlowPath:
             Endpoint(spec.proto, spec.outside_ip, spec.outside_port), now_ns,
         )
 
+    def _arriving(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
+        by_rule = self._destinations.decide(packet, self.policy, now_ns)
+        if by_rule is not None:
+            return by_rule
+        return Reason.LOCAL_OUT if packet.from_head else self.arriving.decide(packet, self.policy)
+
     def _leaving(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
+        if packet.meta.out_ifindex == 0:
+            return Reason.LOCAL_IN
         way = self.policy.way(packet.meta.in_ifindex, packet.meta.out_ifindex)
         if way is None:
             return self._ask_rules(packet, now_ns)
@@ -118,11 +127,13 @@ class SlowPath:
         outcome = self.policy.postrouting(facts)
         if is_drop(outcome):
             return Reason.RULE_DROP
-        if isinstance(outcome.target, Masquerade):
+        if isinstance(outcome.target, SourceTarget):
             refusal = None if packet.from_head else self._why_not_new(packet)
             if refusal is not None:
                 return refusal
-            nat = self.policy.source_nat(outcome.target, packet.meta.out_ifindex, packet.ip.src)
+            nat = self.policy.source_nat(
+                outcome.target, packet.meta.out_ifindex, packet.ip.src, packet.transport.src_port_or_icmp_id
+            )
             if nat is None:
                 return Reason.NO_ADDRESS
             return self._new_flow(packet, nat, now_ns)
@@ -136,10 +147,15 @@ class SlowPath:
     def _second_half(self, packet: NewPacket, facts: PacketFacts, aimed: FlowSpec, now_ns: int) -> FlowSpec | Reason:
         """PREROUTING has given the packet its destination, and FORWARD was asked then; what about its source?
 
-        It stays, but for what came from inside and was for an address of the head's: that is hairpinned.
+        What leaves over an uplink is translated as the rules say; what came from inside and was for an address
+        of the head's is hairpinned; any other source stays.
         """
-        asked, from_outside = aimed.outside_ip, self.policy.is_uplink(packet.meta.in_ifindex)
-        if aimed.from_inside or from_outside or not self.policy.interfaces.owns(asked):
+        if aimed.from_inside:
+            return Reason.ROUTED
+        if self.policy.is_uplink(packet.meta.out_ifindex):
+            return self._source_nat(packet, facts, now_ns)
+        asked = aimed.outside_ip
+        if self.policy.is_uplink(packet.meta.in_ifindex) or not self.policy.interfaces.owns(asked):
             return Reason.ROUTED
         refusal = self._why_not_new(packet)
         if refusal is not None:
@@ -184,7 +200,7 @@ class SlowPath:
         inside, outside_ip = Endpoint(ip.proto, ip.src, transport.src_port_or_icmp_id), nat.outside_ip
         port = self.mappings.join_own(inside, outside_ip, nat.ports, meta.in_ifindex)
         if port is None:
-            wanted = Wanted(inside, outside_ip, nat.keep_port, nat.ports, meta.in_ifindex)
+            wanted = Wanted(inside, outside_ip, nat.keep_port, nat.ports, meta.in_ifindex, nat.by_rule)
             answer = self.mappings.acquire(wanted, self._may_share(packet, outside_ip), now_ns)
             if isinstance(answer, NoPort):
                 return NO_PORT[answer]
@@ -214,7 +230,8 @@ class SlowPath:
             return self._flow_of_its_peer(packet, packet.ip.src)
         spec = self._unchanged_flow(packet, from_inside=not _answers_a_stranger(packet))
         if self.policy.interfaces.owns(spec.inside_ip):
-            self.mappings.hold(Endpoint(spec.proto, spec.inside_ip, spec.inside_port), now_ns)
+            own = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)
+            self.mappings.hold(own, own, 0, now_ns)
         return spec
 
     def _unchanged_flow(self, packet: NewPacket, *, from_inside: bool = True) -> FlowSpec:

@@ -16,12 +16,15 @@ from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, TableNam
 from natengine.rules.targets import (
     Accept,
     Connmark,
+    Dnat,
     Drop,
     Goto,
     Jump,
     Log,
     Mark,
     Masquerade,
+    Netmap,
+    Redirect,
     Reject,
     Return,
     Snat,
@@ -34,13 +37,12 @@ _GOES_ON = (Accept, Return, Jump, Goto, Log, Mark)
 # work is to write the code for it and then its name here.
 CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = MappingProxyType({
     (TableName.FILTER, ChainName.FORWARD): (*_GOES_ON, Drop, Reject),
-    (TableName.NAT, ChainName.PREROUTING): _GOES_ON,
-    (TableName.NAT, ChainName.OUTPUT): _GOES_ON,
-    (TableName.NAT, ChainName.POSTROUTING): (*_GOES_ON, Masquerade),
+    (TableName.NAT, ChainName.PREROUTING): (*_GOES_ON, Dnat, Redirect, Netmap),
+    (TableName.NAT, ChainName.OUTPUT): (*_GOES_ON, Dnat),
+    (TableName.NAT, ChainName.POSTROUTING): (*_GOES_ON, Masquerade, Snat, Netmap),
 })
 
 _INSTEAD: dict[type[Target], str] = {
-    Snat: "MASQUERADE, which takes the interface's first address",
     Connmark: "MARK, for no mark is kept with a flow",
 }
 _DECIDES = (Drop, Reject)

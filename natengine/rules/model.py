@@ -23,7 +23,7 @@ from natengine.errors import RuleApplyError
 from natengine.rules.matches import *  # noqa: F403
 from natengine.rules.matches import ANY_INTERFACE, AddressTest, InterfaceTest, Match, ProtocolTest
 from natengine.rules.targets import *  # noqa: F403
-from natengine.rules.targets import ACCEPT, Accept, Goto, Jump, Masquerade, Policy, Snat, Target
+from natengine.rules.targets import ACCEPT, Accept, Goto, Jump, Masquerade, Netmap, Policy, Snat, Target
 
 NO_CHAIN = "No chain/target/match by that name."
 NO_RULE = "Bad rule (does a matching rule exist in that chain?)."
@@ -274,7 +274,7 @@ class RuleSet:
         """Yield the `-o` of each source-translating rule; a chain has that of the rule that jumps to it."""
         for rule in chain.rules:
             test = rule.out_iface or outer
-            if isinstance(rule.target, Masquerade | Snat):
+            if isinstance(rule.target, Masquerade | Snat | Netmap):
                 yield test
             elif isinstance(rule.target, Jump | Goto):
                 yield from self._out_interfaces(self.chain(TableName.NAT, rule.target.chain), test)

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.lab
 
 OUTSIDE = UPLINK["inet2"]
 PORT = 31_900                       # below the ephemeral ones
+UDP_SEGMENT = 103                   # linux/udp.h; not in the socket module
 MEGABYTE = bytes(range(256)) * 4096
 
 
@@ -97,6 +98,21 @@ def test_rfc4787_req9_one_host_with_itself(lab: Lab) -> None:
         two.settimeout(DEADLINE_S)
         one.sendto(b"is it me", second)
         assert two.recvfrom(100) == (b"is it me", first)
+
+
+@pytest.mark.usefixtures("gateway")
+def test_udp_gso_between_two_workers(lab: Lab) -> None:
+    """A QUIC sender's large send crosses the queue twice: every datagram of it arrives, with a right checksum."""
+    segment, count = 1000, 10
+    with udp_socket(lab.node("worker1")) as one, udp_socket(lab.node("worker2")) as two:
+        first, second = udp_whoami(one, "inet2"), udp_whoami(two, "inet2")
+        two.settimeout(DEADLINE_S)
+        one.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, segment)
+        for turn in range(2):
+            payload = b"".join(bytes([turn, number]) * (segment // 2) for number in range(count))
+            one.sendto(payload, second)
+            received = {two.recvfrom(2 * segment) for _ in range(count)}
+            assert received == {(payload[at:at + segment], first) for at in range(0, len(payload), segment)}
 
 
 @pytest.mark.usefixtures("gateway")

@@ -127,14 +127,35 @@ def test_hairpinning(iptables: FakeIptables) -> None:
     IptablesHooks((7, 7)).sync(HookPlan(("bond0.2",), addresses=("203.0.113.1", "203.0.113.50"), mark=0x10))
     assert iptables.transactions == [
         "*mangle\n:natengine-out - [0:0]\n-A natengine-out -o bond0.2 -j NFQUEUE --queue-num 7\n"
-        "-A natengine-out -m mark --mark 0x10/0x10 -j NFQUEUE --queue-num 7\n"
+        "-A natengine-out ! -o lo -m mark --mark 0x10/0x10 -j NFQUEUE --queue-num 7\n"
         "-I POSTROUTING -j natengine-out\nCOMMIT\n",
         "*raw\n:natengine-in - [0:0]\n-A natengine-in -i bond0.2 -j NFQUEUE --queue-num 7\n"
         "-A natengine-in ! -i lo -d 203.0.113.1 -j MARK --set-xmark 0x10/0x10\n"
         "-A natengine-in ! -i lo -d 203.0.113.50 -j MARK --set-xmark 0x10/0x10\n"
-        "-A natengine-in -m mark --mark 0x10/0x10 -j NFQUEUE --queue-num 7\n"
+        "-A natengine-in ! -i lo -m mark --mark 0x10/0x10 -j NFQUEUE --queue-num 7\n"
         "-I PREROUTING -j natengine-in\nCOMMIT\n",
     ]
+
+
+def test_the_heads_own_packets(iptables: FakeIptables) -> None:
+    """Two chains more, only where there is something to take; emptied when there is nothing any more."""
+    installed = IptablesHooks((7, 7))
+    installed.sync(HookPlan(("bond0.2",), mark=0x10, own_destinations=("203.0.113.1/32",)))
+    assert iptables.transactions[1] == (
+        "*mangle\n:natengine-receive - [0:0]\n-A natengine-receive -i bond0.2 -j NFQUEUE --queue-num 7\n"
+        "-A natengine-receive ! -i lo -m mark --mark 0x10/0x10 -j NFQUEUE --queue-num 7\n"
+        "-I INPUT -j natengine-receive\nCOMMIT\n"
+    )
+    assert iptables.transactions[3] == (
+        "*raw\n:natengine-send - [0:0]\n-A natengine-send -d 203.0.113.1/32 -j MARK --set-xmark 0x10/0x10\n"
+        "-A natengine-send -m mark --mark 0x10/0x10 -j NFQUEUE --queue-num 7\n"
+        "-I OUTPUT -j natengine-send\nCOMMIT\n"
+    )
+    iptables.transactions.clear()
+    installed.sync(HookPlan(("bond0.2",)))
+    assert "*raw\n:natengine-send - [0:0]\nCOMMIT\n" in iptables.transactions
+    installed.remove()
+    assert iptables.jumps == iptables.chains == set()
 
 
 def test_no_hairpinning_without_a_mark(iptables: FakeIptables) -> None:

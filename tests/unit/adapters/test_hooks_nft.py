@@ -106,10 +106,10 @@ def test_hairpinning(nft: FakeNft) -> None:
     NftHooks((7, 7)).sync(HookPlan(("bond0.2",), addresses=("203.0.113.1",), mark=0x10))
     assert nft.transactions == [FRAME + """\
 add rule ip natengine leaving oifname "bond0.2" queue num 7
-add rule ip natengine leaving meta mark & 0x10 == 0x10 queue num 7
+add rule ip natengine leaving oifname != "lo" meta mark & 0x10 == 0x10 queue num 7
 add rule ip natengine arriving iifname "bond0.2" queue num 7
 add rule ip natengine arriving iifname != "lo" ip daddr 203.0.113.1 meta mark set meta mark | 0x10
-add rule ip natengine arriving meta mark & 0x10 == 0x10 queue num 7
+add rule ip natengine arriving iifname != "lo" meta mark & 0x10 == 0x10 queue num 7
 """]
 
 
@@ -122,6 +122,22 @@ add rule ip natengine leaving oifname "bond0.2" tcp flags & rst == rst drop
 add rule ip natengine leaving oifname "bond0.2" icmp type destination-unreachable drop
 add rule ip natengine arriving iifname "bond0.2" fib daddr type unicast drop
 """]
+
+
+def test_the_heads_own_packets(nft: FakeNft) -> None:
+    """Two chains more, and only where there is something to take."""
+    NftHooks((7, 7)).sync(HookPlan(("bond0.2",), mark=0x10, own_destinations=("203.0.113.1/32",)))
+    (text,) = nft.transactions
+    assert "add chain ip natengine sending { type filter hook output priority -301; policy accept; }\n" in text
+    assert "add chain ip natengine receiving { type filter hook input priority -151; policy accept; }\n" in text
+    assert text.endswith("""\
+add rule ip natengine sending ip daddr 203.0.113.1/32 meta mark set meta mark | 0x10
+add rule ip natengine sending meta mark & 0x10 == 0x10 queue num 7
+""")
+    assert """\
+add rule ip natengine receiving iifname "bond0.2" queue num 7
+add rule ip natengine receiving iifname != "lo" meta mark & 0x10 == 0x10 queue num 7
+""" in text
 
 
 def test_a_name_that_nft_cannot_say(nft: FakeNft) -> None:

@@ -105,7 +105,7 @@ def test_release_of_what_was_never_held() -> None:
 def test_hold() -> None:
     """The head's own port is its own while it is held, and free afterwards."""
     mappings = table()
-    mappings.hold(HEAD, 0)
+    mappings.hold(HEAD, HEAD, 0, 0)
     assert mappings.take(A, OUTSIDE) != 5000
     mappings.give(HEAD, HEAD)
     assert mappings.take(B, OUTSIDE) == 5000
@@ -115,10 +115,10 @@ def test_hold_that_comes_too_late() -> None:
     """The port is somebody else's: nothing is taken, and the release of nothing gives nothing away."""
     mappings = table()
     mappings.take(A, OUTSIDE)
-    mappings.hold(HEAD, 0)
+    mappings.hold(HEAD, HEAD, 0, 0)
     assert len(mappings) == 1
     mappings.give(A, out(5000))
-    mappings.hold(HEAD, 0)                         # now it can be had
+    mappings.hold(HEAD, HEAD, 0, 0)                         # now it can be had
     mappings.give(HEAD, HEAD)
     assert mappings.take(B, OUTSIDE) != 5000
     mappings.give(HEAD, HEAD)
@@ -162,7 +162,7 @@ class AgainstANaiveModel(RuleBasedStateMachine):
 
     @rule(endpoint=inside)
     def hold(self, endpoint: Endpoint) -> None:
-        self.table.hold(endpoint, 0)
+        self.table.hold(endpoint, endpoint, 0, 0)
         if self.owner(endpoint) in (None, endpoint):
             self.holds.append((endpoint, endpoint))
         else:

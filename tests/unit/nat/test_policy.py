@@ -139,12 +139,12 @@ def test_the_two_chains_that_choose_a_destination() -> None:
 )
 def test_source_nat(target: Masquerade, wanted: SourceNat) -> None:
     """Options of MASQUERADE in the words of the port pool."""
-    assert policy().source_nat(target, BOND_2, INSIDE) == wanted
+    assert policy().source_nat(target, BOND_2, INSIDE, 5000) == wanted
 
 
 def test_source_nat_without_an_interface() -> None:
     """It has gone, or has no address."""
-    assert policy().source_nat(Masquerade(), 99, INSIDE) is None
+    assert policy().source_nat(Masquerade(), 99, INSIDE, 5000) is None
 
 
 # ── ways ─────────────────────────────────────────────────────────────────────────────────────────
@@ -173,7 +173,7 @@ def test_a_way_says_and_counts_what_the_walks_do(lines: tuple[str, ...]) -> None
         assert walked.forwards(facts)
         target = walked.postrouting(facts).target
     assert isinstance(target, Masquerade)
-    assert way.nat == walked.source_nat(target, BOND_2, INSIDE)
+    assert way.nat == walked.source_nat(target, BOND_2, INSIDE, 5000)
     assert way.allow == Allow.NEW | walked.allow_later(SPEC)
     assert by_way == by_walk
 

@@ -8,7 +8,19 @@ from natengine.errors import RuleApplyError
 from natengine.rules.executable import check_executable
 from natengine.rules.matches import ConntrackTuple, Limit, MacSource, MarkTest, SecondsTest
 from natengine.rules.model import Rule, RuleSet, TableName
-from natengine.rules.targets import Accept, Connmark, ConnmarkMode, Drop, Goto, Jump, Log, Masquerade, Netmap
+from natengine.rules.targets import (
+    Accept,
+    Connmark,
+    ConnmarkMode,
+    Drop,
+    Goto,
+    Jump,
+    Log,
+    Masquerade,
+    Netmap,
+    Redirect,
+    Reject,
+)
 from natengine.wire.addr import Prefix
 
 FILTER, NAT, MANGLE = TableName.FILTER, TableName.NAT, TableName.MANGLE
@@ -33,8 +45,8 @@ def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
 
 
 @pytest.mark.parametrize(("ruleset", "message"), [
-    (with_rule(NAT, "PREROUTING", Rule(target=Netmap(Prefix(0)))),
-     "natengine does not carry out NETMAP in nat PREROUTING"),
+    (with_rule(NAT, "PREROUTING", Rule(target=Reject())), "natengine does not carry out REJECT in nat PREROUTING"),
+    (with_rule(NAT, "OUTPUT", Rule(target=Redirect())), "natengine does not carry out REDIRECT in nat OUTPUT"),
     (with_rule(FILTER, "FORWARD", Rule(matches=LIMITED, target=Accept())), "asks FORWARD once a flow"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(MacSource(bytes(6)),))), "is not told MAC addresses: write -s"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(ConntrackTuple(expire=SecondsTest(1, 2)),))), "--ctexpire"),
@@ -43,8 +55,8 @@ def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
     (with_rule(FILTER, "FORWARD", Rule(target=Connmark(ConnmarkMode.SAVE))), "write MARK"),
     (with_rule(MANGLE, "FORWARD", Rule(target=Drop())), "leaves table mangle alone"),
     (RuleSet().set_policy(TableName.RAW, "OUTPUT", Drop()), "leaves table raw alone"),
-    (RuleSet().new_chain(NAT, "a").append(NAT, "a", Rule(target=Netmap(Prefix(0))))
-     .append(NAT, "POSTROUTING", Rule(target=Goto("a"))), "does not carry out NETMAP in nat POSTROUTING"),
+    (RuleSet().new_chain(NAT, "a").append(NAT, "a", Rule(target=Redirect()))
+     .append(NAT, "POSTROUTING", Rule(target=Goto("a"))), "does not carry out REDIRECT in nat POSTROUTING"),
 ])
 def test_what_is_not(ruleset: RuleSet, message: str) -> None:
     with pytest.raises(RuleApplyError, match=message):
