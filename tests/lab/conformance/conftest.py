@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from gateway_tools import missing, try_up
 from natlab import Lab, unique_prefix
-from network import Network, Tap, U1, U2, U3
-from rows import SUBJECTS, Requirement, Table
-from subjects import START, Subject
 
 import natengine
+from conformance.network import U1, U2, U3, Network, Tap
+from conformance.rows import SUBJECTS, Requirement, Table
+from conformance.subjects import START, Subject
 
 TO_WRITE = os.environ.get("NATENGINE_CONFORMANCE")
 TABLE = pytest.StashKey[Table]()

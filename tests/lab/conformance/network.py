@@ -6,8 +6,8 @@
 
 The stacks of these hosts see nothing of it (INPUT drops), so they answer nothing.
 
-Silence is not waited for: after the packets of an exchange a mark goes each way through flows of its own, and what has not
-been seen when the marks are there, in order as they are, does not come.
+Silence is not waited for: after the packets of an exchange a mark goes each way through flows of its own.  All is in
+order, so what has not been seen when the marks are there does not come.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import time
 from collections.abc import Callable, Iterator
 
 from natlab import Lab, Node
-from subjects import Subject
 from support.packets import address, ping, source_port, udp
+
+from conformance.subjects import Subject
 
 W1, W2, G, INSIDE_G = "10.1.0.11", "10.1.0.12", "203.0.113.1", "10.1.0.1"
 U0, U1, U2, U3 = "203.0.113.2", "203.0.113.3", "203.0.113.4", "203.0.113.5"

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from natlab import Lab
 from natlab.engine import OWNERS_COMMANDS, Engine
-from rows import Requirement
+
+from conformance.rows import Requirement
 
 
 class Subject(Protocol):
