@@ -78,6 +78,7 @@ class Reason(enum.IntEnum):
     FILTERED = 33           # for a mapped port, from somebody whom the filtering does not let in
     SYN_HELD = 34           # a SYN from outside that nobody waits for; its sender is told in 6 s (RFC 5382 REQ-4)
     SPOOFED = 35            # from an uplink, with a source that is the head's own or inside (RFC 2827)
+    RATE_LIMIT = 36         # packets are waiting, and this sender has begun enough flows for now
 
     @property
     def verdict(self) -> Verdict:

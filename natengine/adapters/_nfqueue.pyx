@@ -32,9 +32,10 @@ from libc.string cimport memcpy, memset
 
 from natengine._fastpath cimport FastPath
 from natengine._wire cimport (
-    PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Partial,
+    PATH_MISS, PATH_REFUSED_RATE, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Partial,
     carry_partial, complete_transport_checksum, note_partial,
 )
+from natengine.adapters._hush cimport PLACES, Hushed, hush, is_hushed, sender_of
 
 import os
 
@@ -46,14 +47,16 @@ cdef enum:
     SEND_MAX = 65536                    # bytes a sendmsg: the kernel copies them into one buffer
     VERDICT_SIZE = 32                   # nlmsghdr 16, nfgenmsg 4, attribute header 4, verdict 8
     PAYLOAD_HEADER = 4
-    PATHS = 11
+    PATHS = 12
     LOOK_UP_EVERY_NS = 1000000
     LIVELY_NS = 10000000                # so long after a packet the next one is expected soon
+    BUSY_FOR_NS = 1000000000            # so long after a packet of a known flow more of them are expected
 
     UNFINISHED = NFQA_SKB_CSUMNOTREADY | NFQA_SKB_GSO
 
     DROP = 0                            # NF_DROP, NF_ACCEPT
     ACCEPT = 1
+    DROP_AND_HUSH = 2                   # `adapters.base`
 
 
 cdef struct Packet:                     # one message, parsed
@@ -69,16 +72,8 @@ cdef struct Packet:                     # one message, parsed
     uint32_t length
 
 
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_BOOTTIME, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
-
-
-cdef inline uint32_t be32(const uint8_t *at) noexcept nogil:
-    cdef uint32_t word
-    memcpy(&word, at, 4)
-    return ntohl(word)
+cdef inline uint64_t sender(const Packet *packet) noexcept nogil:
+    return sender_of(packet.hook, packet.in_ifindex, packet.payload, packet.length)
 
 
 cdef inline bint lacks_checksum(const Packet *packet) noexcept nogil:
@@ -114,7 +109,7 @@ cdef class BatchedQueue:
         queue_num: Its queue.
         table: The flow table.
         settle: Called with the GIL, and with the lock held, for each packet that the table does not
-            settle: settle(path, packet, hook, in_ifindex, out_ifindex, mark, now_ns) with the packet
+            settle: settle(path, packet, hook, in_ifindex, out_ifindex, mark, now_ns, busy) with the packet
             as a bytearray; returns (verdict, rewritten), `rewritten` being None or the bytearray.
         lock: The table's; all who use the table share it.
         busy_poll_us: How long to ask again and again before sleeping; 0 for never.
@@ -136,6 +131,9 @@ cdef class BatchedQueue:
     cdef uint64_t settled[PATHS]
     cdef object failure                 # what `settle` raised, for `serve` to raise
     cdef bint failed
+    cdef bint busy                      # packets wait, and some of known flows have been among them
+    cdef int64_t last_known
+    cdef Hushed hushed[PLACES]
     cdef readonly uint64_t packets
     cdef readonly uint64_t overruns
     cdef readonly uint64_t errors       # verdicts or configuration that the kernel refused
@@ -226,6 +224,7 @@ cdef class BatchedQueue:
         cdef Packet *packet
         for i in range(received):
             count += self.read(<uint8_t *>self.receive[i].iov_base, self.messages[i].msg_len, &self.work[count])
+        self.busy = received == BATCH and now - self.last_known < BUSY_FOR_NS
         pthread_mutex_lock(&self.lock.mutex)
         for i in range(count):
             packet = &self.work[i]
@@ -262,11 +261,15 @@ cdef class BatchedQueue:
             path = self.table.finish(packet.payload, &packet.headers, now)
         cdef bint rewritten = path == PATH_TRANSLATED
         cdef bint accepted = rewritten or path == PATH_UNCHANGED
-        if path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE:
+        cdef bint open_question = path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE
+        if open_question and self.busy and is_hushed(self.hushed, sender(packet), now):
+            self.settled[PATH_REFUSED_RATE] += 1
+        elif open_question:
             with gil:
                 accepted, rewritten = self.ask(path, packet, now)
         else:
             self.settled[path] += 1
+            self.last_known = now
             if rewritten and lacks_checksum(packet):
                 complete_transport_checksum(packet.payload, packet.length)
         if rewritten:
@@ -285,8 +288,11 @@ cdef class BatchedQueue:
         try:
             copy = PyByteArray_FromStringAndSize(<char *>packet.payload, packet.length)
             verdict, rewritten = self.settle(
-                path, copy, packet.hook, packet.in_ifindex, packet.out_ifindex, packet.mark, now
+                path, copy, packet.hook, packet.in_ifindex, packet.out_ifindex, packet.mark, now,
+                self.busy,
             )
+            if verdict == DROP_AND_HUSH:
+                hush(self.hushed, sender(packet), now)
             if rewritten is None:
                 return verdict == ACCEPT, False
             copy = rewritten

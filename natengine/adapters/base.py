@@ -1,6 +1,7 @@
 """The seam between the program and whatever brings packets.
 
 An adapter takes packets from the kernel and carries decisions back; it does not know what decides.
+It says, too, whether it is busy: packets wait, and among them are some of known flows.
 There are two ways to ask: `Decide` for an adapter that hands over every packet, and `Settle` for one
 that has been through the flow table itself and asks about the rest.
 """
@@ -13,10 +14,14 @@ from typing import NamedTuple, Protocol
 
 from natengine.vocab import Decision, PacketMeta
 
-Decide = Callable[[bytearray, PacketMeta], Decision]
+Decide = Callable[[bytearray, PacketMeta, bool], Decision]      # packet, meta, busy
 
-# path, packet, hook, in_ifindex, out_ifindex, mark, now_ns -> verdict, and the packet if rewritten
-Settle = Callable[[int, bytearray, int, int, int, int, int], tuple[int, bytearray | None]]
+# what `Settle` answers beside NF_DROP and NF_ACCEPT: drop it, and for a moment, unasked, all else without a
+# flow that its sender has
+DROP_AND_HUSH = 2
+
+# path, packet, hook, in_ifindex, out_ifindex, mark, now_ns, busy -> verdict, and the packet if rewritten
+Settle = Callable[[int, bytearray, int, int, int, int, int, bool], tuple[int, bytearray | None]]
 
 
 class IoStats(NamedTuple):

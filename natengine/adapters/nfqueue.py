@@ -26,6 +26,7 @@ from natengine.errors import HostError
 from natengine.vocab import PacketMeta, Verdict
 
 PACKETS_PER_TURN = 256              # then somebody else may have a turn
+BUSY_AFTER = 64                     # packets of one turn: more of them are waiting
 QUEUE_LENGTH = 8192                 # packets the kernel holds for us before it drops
 RECEIVE_BUFFER = 8 << 20            # bytes; a packet with its meta data takes up to about 2.5 KB of it
 SO_RCVBUFFORCE = 33                 # linux/asm-generic/socket.h; not in the socket module
@@ -102,7 +103,7 @@ class NetfilterQueueIO:
     def _callback(self, packet: Packet) -> None:
         data = bytearray(packet.get_payload())
         meta = PacketMeta(packet.hook, packet.indev, packet.outdev, packet.mark)
-        decision = self._decide(data, meta)
+        decision = self._decide(data, meta, self._socket.left <= PACKETS_PER_TURN - BUSY_AFTER)
         if decision.verdict is Verdict.DROP:
             packet.drop()
             return

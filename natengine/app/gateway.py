@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from natengine import __version__
-from natengine.adapters.base import PacketIO
+from natengine.adapters.base import DROP_AND_HUSH, PacketIO
 from natengine.adapters.clock import now_ns
 from natengine.adapters.forwarding import Forwarding
 from natengine.adapters.hook_plan import HookPlan, Hooks
@@ -38,7 +38,7 @@ from natengine.nat.policy import interface_matches, join_uplinks
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
-from natengine.vocab import Decision, PacketMeta
+from natengine.vocab import Decision, PacketMeta, Reason
 from natengine.wire.addr import format_ipv4
 
 T = TypeVar("T")
@@ -156,17 +156,20 @@ class Gateway:
             config.queue_num, fast, self._settle, queue_count=config.queue_count, busy_poll_us=config.busy_poll_us
         )
 
-    def _decide(self, packet: bytearray, meta: PacketMeta) -> Decision:
-        decision = self.engine.process(packet, meta, now_ns())
+    def _decide(self, packet: bytearray, meta: PacketMeta, busy: bool) -> Decision:
+        decision = self.engine.process(packet, meta, now_ns(), busy=busy)
         self._send_own()
         return decision
 
     def _settle(
-        self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int
+        self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int,
+        busy: bool,
     ) -> tuple[int, bytearray | None]:
-        decision = self.engine.settle(path, packet, PacketMeta(hook, in_ifindex, out_ifindex, mark), at_ns)
+        meta = PacketMeta(hook, in_ifindex, out_ifindex, mark)
+        decision = self.engine.settle(path, packet, meta, at_ns, busy=busy)
         self._send_own()
-        return decision.verdict, decision.packet
+        hush = decision.reason is Reason.RATE_LIMIT
+        return DROP_AND_HUSH if hush else decision.verdict, decision.packet
 
     def _expire(self, at_ns: int, budget: int) -> int:
         ended = self.engine.expire(at_ns, budget)

@@ -23,6 +23,7 @@ from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
+from natengine.nat.rates import RateLimit
 from natengine.nat.slowpath import TRANSLATABLE, SlowPath
 from natengine.rules.counters import RuleCounters
 from natengine.rules.model import RuleSet, Uplinks
@@ -40,6 +41,7 @@ _SETTLED: dict[int, Reason] = {
     Path.REFUSED_FORWARD: Reason.FORWARD_DROP,
     Path.BAD_HEADER: Reason.BAD_HEADER,
     Path.TRUNCATED: Reason.TRUNCATED,
+    Path.REFUSED_RATE: Reason.RATE_LIMIT,
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
 _NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT})
@@ -69,24 +71,30 @@ class NatEngine:
         self.interfaces = InterfaceTable()
         self._uplinks = Uplinks()
         self._slow = SlowPath(fast, self._policy(), settings, rng)
+        share = settings.new_flows_when_busy
+        self._busy_rate = RateLimit(each=(share, share // 10 + 1), all=(8 * share, share)) if share else None
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
-    def process(self, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
+    def process(self, packet: bytearray, meta: PacketMeta, now_ns: int, *, busy: bool = False) -> Decision:
         """Decide about one packet and rewrite it in place.
 
         Args:
             packet: From the IP header on.  Changed only if the decision holds it.
             meta: Where it was taken; `meta.hook` is PREROUTING or POSTROUTING.
             now_ns: Nanoseconds on any clock that never goes back.
+            busy: Whether packets of known flows have to wait for this one.
         """
-        return self.settle(self._fast.translate(packet, meta.hook, now_ns), packet, meta, now_ns)
+        return self.settle(self._fast.translate(packet, meta.hook, now_ns), packet, meta, now_ns, busy=busy)
 
-    def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
+    def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int, *, busy: bool = False) -> Decision:
         """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
         reason = _SETTLED.get(path)
         if reason is None:
-            reason = self._unsettled(path, packet, meta, now_ns)
+            if busy and not self._may_ask(packet, meta, now_ns):
+                reason = Reason.RATE_LIMIT
+            else:
+                reason = self._unsettled(path, packet, meta, now_ns)
         self._by_reason[reason] += 1
         return Decision(VERDICTS[reason], reason, packet if reason in _REWRITTEN else None)
 
@@ -95,6 +103,17 @@ class NatEngine:
         for path, packets in enumerate(by_path):
             if packets:
                 self._by_reason[_SETTLED[path]] += packets
+
+    def _may_ask(self, packet: bytearray, meta: PacketMeta, now_ns: int) -> bool:
+        """Whether it is this sender's turn, so that a flood of new flows does not keep the known ones waiting.
+
+        From inside each host is a sender; from outside, where sources are forged, each uplink.
+        """
+        if self._busy_rate is None:
+            return True
+        if meta.hook == Hook.PREROUTING:
+            return self._busy_rate.take(meta.in_ifindex, now_ns)
+        return meta.in_ifindex == 0 or self._busy_rate.take(int.from_bytes(packet[12:16], "big"), now_ns)
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
         """Deal with what the fast path could not."""
