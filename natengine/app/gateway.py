@@ -24,6 +24,7 @@ from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
+from natengine.app.journal import Journal
 from natengine.app.loop import Loop
 from natengine.errors import ConfigError, HostError
 from natengine.fastpath import FastPath, TableConfig, create
@@ -32,7 +33,7 @@ from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_
 from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
 from natengine.frontend.save import dump, parse_restore
-from natengine.nat.engine import NatEngine
+from natengine.nat.engine import EngineStats, NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.policy import interface_matches, join_uplinks
 from natengine.rules.counters import RuleCounters
@@ -44,6 +45,8 @@ from natengine.wire.addr import format_ipv4
 T = TypeVar("T")
 
 LOOK_AT_PORTS_NS = 5_000_000_000
+LOOK_AT_COUNTERS_NS = 1_000_000_000
+STDERR = 2
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Gateway:
         """
         self.config = config
         self.started_ns = now_ns()
+        self.journal = Journal(STDERR)
         self.backend, fast = make_fast_path(config.fastpath, config.settings)
         self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         ruleset, counters = parse_restore(ruleset_text or "", source=source)
@@ -122,6 +126,7 @@ class Gateway:
             self._take_from(self.engine.uplinks)
             self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
             self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
+            self.loop.every(LOOK_AT_COUNTERS_NS, self._say_what_is_amiss)
             self.loop.watch(self._routes.fileno(), self._interfaces_changed)
         except BaseException as error:
             try:
@@ -209,6 +214,13 @@ class Gateway:
     def _look_at_local_ports(self) -> None:
         self.engine.replace_local_ports(read_local_ports())
 
+    def _say_what_is_amiss(self) -> None:
+        self.journal.look({**self._stats().by_reason, **self.io.stats()._asdict()}, now_ns())
+
+    def _stats(self) -> EngineStats:
+        self.engine.note_settled(self.io.take_settled())
+        return self.engine.stats()
+
     def _take_from(self, uplinks: Uplinks) -> None:
         """Take packets on these uplinks from now on; forward only once there is one."""
         self.hooks.sync(HookPlan(uplinks.patterns, uplinks.any_interface))
@@ -258,8 +270,7 @@ class Gateway:
 
     def status(self) -> dict[str, object]:
         """Return what `natengine status --json` prints."""
-        self.engine.note_settled(self.io.take_settled())
-        stats, io = self.engine.stats(), self.io.stats()
+        stats, io = self._stats(), self.io.stats()
         uplinks = self.engine.uplinks
         return {
             "version": __version__,
@@ -287,5 +298,6 @@ class Gateway:
             "max_flows": self.config.settings.max_flows,
             "mappings": stats.mappings,
             "overloaded": stats.overloaded,
+            "lost_log_lines": self.journal.lost_lines,
             "packets_by_reason": stats.by_reason,
         }
