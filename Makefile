@@ -53,8 +53,13 @@ FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= $(shell date +%s)
 fuzz: setup build/asan/built
 	PYTHONPATH=tests $(PY) -m fuzz packets --seed $(FUZZ_SEED) --seconds $$(($(FUZZ_SECONDS) / 3))
-	$(UNDER_ASAN) $(PY) -m fuzz packets --seed $(FUZZ_SEED) --backends cython --seconds $$(($(FUZZ_SECONDS) / 3))
+	$(UNDER_ASAN) $(PY) -P -m fuzz packets --seed $(FUZZ_SEED) --backends cython --seconds $$(($(FUZZ_SECONDS) / 3))
 	PYTHONPATH=tests $(PY) -m fuzz guided --seconds $$(($(FUZZ_SECONDS) / 3))
+
+# traffic of all kinds while everything changes; the test suite has a minute of it
+SOAK_SECONDS ?= 600
+soak: setup
+	SOAK_SECONDS=$(SOAK_SECONDS) $(PY) -m pytest -s tests/lab/test_gateway_soak.py
 
 bench: setup
 	$(PY) -m pytest bench --benchmark-enable --benchmark-only $(ARGS)

@@ -160,4 +160,3 @@ def one_input(data: bytes) -> None:
         if how & 8:
             life.pass_time((how >> 4) * 20 * SECOND_NS)
         at += 2 + length
-    life.end()
