@@ -76,9 +76,9 @@ def rules_of_others(lab: Lab, nft_is_missing: str | None) -> Iterator[None]:
     if not nft_is_missing:
         head.run(["nft", "-f", "-"], timeout=20, input=f"""
             table ip theirs {{
-                chain arriving {{ type filter hook prerouting priority raw;
+                chain arriving {{ type filter hook prerouting priority raw + 10;
                     iifname "bond0.2" ip daddr {ADDRESS["worker1"]} counter; }}
-                chain leaving {{ type filter hook postrouting priority mangle;
+                chain leaving {{ type filter hook postrouting priority mangle + 10;
                     oifname "bond0.2" ip saddr {UPLINK["inet2"]} counter; }}
             }}
             """)
