@@ -82,6 +82,7 @@ class Reason(enum.IntEnum):
     FRAGMENT_TINY = 36      # a fragment that ends or begins inside the transport header (RFC 1858, RFC 3128)
     FRAGMENT_OVERLAP = 37   # of a datagram whose fragments contradict each other (RFC 5722)
     FRAGMENT_DUPLICATE = 38 # a fragment that brings nothing new
+    BUSY = 41               # a new flow, while new flows have had their share of the time and other hosts are active
 
     @property
     def verdict(self) -> Verdict:

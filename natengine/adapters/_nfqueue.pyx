@@ -32,10 +32,11 @@ from libc.string cimport memcpy, memset
 
 from natengine._fastpath cimport FastPath
 from natengine._wire cimport (
-    PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Partial,
+    PATH_MISS, PATH_REFUSED_BUSY, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Partial,
     carry_partial, complete_transport_checksum, note_partial,
 )
 from natengine.adapters._message cimport PAYLOAD_HEADER, VERDICT_SIZE, Packet, parse
+from natengine.adapters._share cimport Share, may_ask, note_known
 
 import os
 
@@ -45,7 +46,7 @@ cdef enum:
     # Not a multiple of a page: buffers at the same offset in their pages would share cache sets.
     STRIDE = MESSAGE_MAX + 64 * 37
     SEND_MAX = 65536                    # bytes a sendmsg: the kernel copies them into one buffer
-    PATHS = 11
+    PATHS = 12
     LOOK_UP_EVERY_NS = 1000000
     LIVELY_NS = 10000000                # so long after a packet the next one is expected soon
 
@@ -116,6 +117,7 @@ cdef class BatchedQueue:
     cdef uint32_t verdict_count
     cdef size_t verdict_bytes
     cdef uint64_t settled[PATHS]
+    cdef Share share
     cdef dict held                      # packet ids, by ticket
     cdef list late                      # verdicts about held packets, to be sent after the one that Python is asked for
     cdef uint32_t late_count
@@ -137,6 +139,7 @@ cdef class BatchedQueue:
             raise MemoryError("no memory for receive buffers")
         cdef int i
         memset(self.messages, 0, sizeof(self.messages))
+        memset(&self.share, 0, sizeof(self.share))
         for i in range(BATCH):
             self.receive[i].iov_base = self.buffers + <size_t>i * STRIDE
             self.receive[i].iov_len = MESSAGE_MAX
@@ -241,18 +244,25 @@ cdef class BatchedQueue:
     cdef void settle_one(self, Packet *packet, int64_t now) noexcept nogil:
         """Let the table, or Python, decide about a packet, and write its verdict."""
         cdef int path = packet.path
+        cdef int64_t asked_at
         cdef Partial partial
         partial.field = NULL
         if packet.skb_info & UNFINISHED == UNFINISHED:
             note_partial(packet.payload, packet.length, &partial)
         if path == 0:
             path = self.table.finish(packet.payload, &packet.headers, packet.out_ifindex, now)
+            if path == PATH_MISS:
+                path = self.count_miss(packet)
+            elif packet.headers.key.leaving:
+                note_known(&self.share, packet.headers.key.src, now)
         cdef bint rewritten = path == PATH_TRANSLATED
         cdef int verdict = ACCEPT if rewritten or path == PATH_UNCHANGED else DROP
         cdef bint asked = path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE
         if asked:
+            asked_at = now_ns()
             with gil:
                 verdict, rewritten = self.ask(path, packet, now)
+            self.share.spent += now_ns() - asked_at
         else:
             self.settled[path] += 1
             if rewritten and lacks_checksum(packet):
@@ -265,6 +275,11 @@ cdef class BatchedQueue:
             self.send()                             # what was decided before is on its way before them
             with gil:
                 self.send_late()
+
+    cdef int count_miss(self, const Packet *packet) noexcept nogil:
+        """Return the Path of a packet without a flow: Python is asked about it, or there is no time for it."""
+        cdef bint may = may_ask(&self.share, packet.headers.key.src, now_ns())
+        return PATH_MISS if may else PATH_REFUSED_BUSY
 
     cdef (int, bint) ask(self, int path, Packet *packet, int64_t now) noexcept:
         """Let Python decide; returns the verdict, and whether the packet was rewritten.

@@ -101,12 +101,8 @@ class Gateway:
         self.started_ns = now_ns()
         ruleset, counters = parse_restore(ruleset_text or "", source=source)
         check_executable(ruleset)
-        self.backend, fast, self.state = open_table(config.fastpath, config.settings, config.state)
         self._undo: list[Callable[[], None]] = []
-        if self.state is not None:
-            if self.state.note:
-                self.log.write(self.state.note)
-            self._keep(self.state, lambda state: state.close(keep=len(fast) > 0))
+        fast = self._open_table()
         self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         try:
             self._routes = self._keep(RouteSocket(), RouteSocket.close)
@@ -137,6 +133,15 @@ class Gateway:
             except HostError as leftover:
                 raise HostError(f"{error}; besides: {leftover}") from error
             raise
+
+    def _open_table(self) -> FastPath:
+        """Make the flow table, with the flows of the state file."""
+        self.backend, fast, self.state = open_table(self.config.fastpath, self.config.settings, self.config.state)
+        if self.state is not None:
+            self._keep(self.state, lambda state: state.close(keep=len(fast) > 0))
+            if self.state.note:
+                self.log.write(self.state.note)
+        return fast
 
     def _unhook(self) -> None:
         """Take the hooks out; or leave a guard, so that a gateway that has stopped is closed."""

@@ -37,6 +37,7 @@ class Path(enum.IntEnum):
     BAD_HEADER = 8          # the headers contradict each other: drop
     TRUNCATED = 9           # the headers promise more bytes than there are: drop
     REFUSED_WINDOW = 10     # known flow, TCP segment with sequence numbers that do not belong to it: drop
+    REFUSED_BUSY = 11       # no such flow, and no time to ask the engine; said by an adapter only: drop
 
 
 class Allow(enum.IntFlag):

@@ -38,6 +38,7 @@ _SETTLED: dict[int, Reason] = {
     Path.UNCHANGED: Reason.UNCHANGED,
     Path.REFUSED_STATE: Reason.TCP_STATE,
     Path.REFUSED_WINDOW: Reason.TCP_WINDOW,
+    Path.REFUSED_BUSY: Reason.BUSY,
     Path.REFUSED_FORWARD: Reason.FORWARD_DROP,
     Path.BAD_HEADER: Reason.BAD_HEADER,
     Path.TRUNCATED: Reason.TRUNCATED,

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,48 @@ def test_ports_are_exhausted(lab: Lab, new_engine: NewEngine, tmp_path: Path) ->
     engine.run("conntrack", "-D", "-p", "udp")
     with udp_socket(lab.node("worker1")) as same_host:          # the ports rest, but not for who had them
         ask_echo(same_host)
+
+
+SPRAY = """
+import itertools, socket
+link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for n in itertools.count():
+    try:
+        link.sendto(b"x", ("203.0.113.2", 1024 + n % 64000))
+    except OSError:
+        pass
+    if n % 64000 == 0:
+        link.close()
+        link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+"""
+
+
+def test_flood_of_new_flows(lab: Lab, new_engine: NewEngine, owners_rules: Path, fast_path: str) -> None:
+    """One worker begins flows as fast as it can: the other's connection goes on, and so does what it begins anew.
+
+    How fast is for `docs/reliability.md`: it depends on what else this machine has to do.
+    """
+    if fast_path != "cython":
+        pytest.skip("only the batched adapter limits new flows")
+    engine = new_engine("--rules", owners_rules, "--max-flows-per-host", 1000)
+    worker1 = lab.node("worker1")
+    with connect(worker1, ADDRESS["inet2"], ECHO) as link:
+        link.settimeout(60)
+        echo(link, b"before")
+        spray = lab.node("worker2").popen([sys.executable, "-c", SPRAY])
+        try:
+            wait_for("a host at its limit", lambda: dropped(engine, "host limit"))
+            echo(link, bytes(1_000_000))
+            with udp_socket(worker1) as other, connect(worker1, ADDRESS["inet3"], ECHO) as new:
+                ask_echo(other)
+                new.settimeout(60)
+                echo(new, b"a new connection")
+            flows = engine.run("conntrack", "-L", "-s", ADDRESS["worker2"]).stdout.splitlines()
+            assert len(flows) <= 1000
+        finally:
+            spray.kill()
+            spray.wait(DEADLINE_S)
+        echo(link, b"after")
 
 
 def test_log_disk_is_full(lab: Lab, tmp_path: Path, fast_path: str) -> None:
