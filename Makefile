@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test setup lint asan bench clean help
+.PHONY: demo test setup lint asan fuzz soak bench clean help
 
 help:
 	@echo "make demo    the gateway at work in a lab of network namespaces (root)"
 	@echo "make test    all tests; those that need root and NFQUEUE are skipped without (ARGS='-k name')"
 	@echo "make setup   install what is missing, and build into $(VENV)"
 	@echo "make bench   benchmarks      make lint   ruff and mypy      make asan    tests under AddressSanitizer"
+	@echo "make fuzz    bad input of every kind, a minute each      make soak   ten minutes of mixed traffic (root)"
 	@echo "make clean   remove what was built"
 
 demo: setup
@@ -41,6 +42,16 @@ asan: setup
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
 	PYTHONPATH=$(CURDIR)/build/asan PYTHONDONTWRITEBYTECODE=1 NATENGINE_FUZZ_CALLS=1000000 \
 	$(VENV)/bin/pytest -q -p no:cacheprovider --timeout 900 tests/differential tests/unit/test_fastpath.py
+
+# spoilt packets, state files, rules, settings and requests; SECONDS for each of them, another SEED for other ones
+SECONDS ?= 60
+SEED ?= 1
+fuzz: setup
+	NATENGINE_FUZZ_SECONDS=$(SECONDS) NATENGINE_FUZZ_SEED=$(SEED) $(PY) -m pytest -q tests/fuzz
+
+# mixed traffic through a gateway that is changed and restarted meanwhile
+soak: setup
+	NATENGINE_SOAK_SECONDS=$(or $(SOAK_SECONDS),600) $(PY) -m pytest -q tests/lab/test_gateway_soak.py
 
 bench: setup
 	$(PY) -m pytest bench --benchmark-enable --benchmark-only $(ARGS)
