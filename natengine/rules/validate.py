@@ -218,7 +218,7 @@ def _check_interface(test: InterfaceTest) -> None:
     name = test.pattern
     if not name:
         raise RuleSyntaxError("Empty interface is likely to be undesired")
-    if len(name.encode()) > MAX_INTERFACE_LEN:
+    if len(name.encode(errors="replace")) > MAX_INTERFACE_LEN:
         raise RuleSyntaxError(f"interface name `{name}' must be shorter than IFNAMSIZ ({MAX_INTERFACE_LEN})")
     if "/" in name or any(character.isspace() for character in name):
         raise RuleSyntaxError(f"weird character in interface `{name}' "
@@ -226,7 +226,7 @@ def _check_interface(test: InterfaceTest) -> None:
 
 
 def _check_comment(match: Comment) -> None:
-    if len(match.text.encode()) > MAX_COMMENT_BYTES:
+    if len(match.text.encode(errors="replace")) > MAX_COMMENT_BYTES:
         raise RuleSyntaxError(f"comment: at most {MAX_COMMENT_BYTES} bytes")
     if "\n" in match.text or "\0" in match.text:
         raise RuleSyntaxError("comment: must be one line of text")
