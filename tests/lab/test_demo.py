@@ -163,6 +163,8 @@ def test_interrupted_while_it_begins(demos: Demos) -> None:
         time.sleep(chance.uniform(0, 0.5))
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=DEMO_DEADLINE_S)
+        if "init_import_site" in output:
+            continue                    # Python itself had not begun yet, and says so at length
         assert process.returncode in (130, -signal.SIGINT), output
         assert "Traceback" not in output
 
