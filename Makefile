@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test setup lint asan bench clean help
+.PHONY: demo test setup lint asan bench conformance clean help
 
 help:
 	@echo "make demo    the gateway at work in a lab of network namespaces (root)"
 	@echo "make test    all tests; those that need root and NFQUEUE are skipped without (ARGS='-k name')"
 	@echo "make setup   install what is missing, and build into $(VENV)"
+	@echo "make conformance   natengine and the kernel, requirement by requirement: docs/conformance.md"
 	@echo "make bench   benchmarks      make lint   ruff and mypy      make asan    tests under AddressSanitizer"
 	@echo "make clean   remove what was built"
 
@@ -45,6 +46,9 @@ asan: setup
 bench: setup
 	$(PY) -m pytest bench --benchmark-enable --benchmark-only $(ARGS)
 	$(PY) -m bench run $(GATEWAY)
+
+conformance: setup
+	NATENGINE_CONFORMANCE=docs/conformance.md $(PY) -m pytest -q tests/lab/conformance
 
 clean:
 	rm -rf $(VENV) build natengine.egg-info natengine/*.so natengine/*.c natengine/*/*.so natengine/*/*.c

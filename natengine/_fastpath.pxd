@@ -2,53 +2,14 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from natengine._tcp_window cimport Segment, Side
+from natengine._flow_record cimport TCP_STATES, Flow, Queue
+from natengine._tcp_window cimport Segment
 from natengine._wire cimport Headers, Key
 
 
 cdef enum:
-    TCP_STATES = 10
     TCP_SEGMENTS = 6
     WHEEL_SLOTS = 8192              # `SLOTS`; a power of two
-    NOBODY = 0xFFFFFFFF             # no flow: the end of a list, or not found
-
-
-cdef struct Link:                   # of an intrusive doubly linked list
-    uint32_t before
-    uint32_t after
-
-
-cdef struct Queue:                  # its two ends: new ones go last
-    uint32_t first
-    uint32_t last
-
-
-cdef struct Flow:
-    # The first 64 bytes are what every packet reads, the others what it only adds to.
-    uint32_t inside_ip
-    uint32_t outside_ip
-    uint32_t peer_ip
-    uint16_t inside_port
-    uint16_t outside_port
-    uint16_t peer_port
-    uint8_t proto
-    uint8_t allow
-    uint8_t tcp_state
-    uint8_t from_inside
-    uint8_t seen_reply
-    uint8_t assured
-    uint8_t in_use
-    uint8_t scales[2]
-    uint32_t generation
-    uint64_t deadline_ns
-    Side sides[2]                   # opener, other
-    uint64_t packets[2]             # original, reply
-    uint64_t bytes[2]
-    Link links[2]                   # BY_DEADLINE, BY_USE
-    uint32_t inside_ifindex
-    uint32_t uplink_ifindex
-    uint16_t filed_slot             # of the wheel
-    uint8_t spare[6]                # makes a record two cache lines of 64 bytes
 
 
 cdef struct Entry:                  # of the index; two a flow
@@ -57,8 +18,9 @@ cdef struct Entry:                  # of the index; two a flow
 
 
 cdef class FastPath:
-    cdef Flow *flows                # aligned to a cache line, inside `flows_memory`
+    cdef Flow *flows                # aligned to a cache line, inside `flows_memory` or `lent`
     cdef void *flows_memory
+    cdef Py_buffer lent             # memory that outlives the table, where somebody gave us such
     cdef Entry *index
     cdef uint32_t index_mask
     cdef uint32_t capacity
@@ -78,6 +40,8 @@ cdef class FastPath:
     cdef uint8_t segment_of_flags[256]
     cdef bint tcp_liberal
     cdef bint udp_inbound_refresh
+    cdef bint clamps                # whether there are any `mss_limits`
+    cdef dict mss_limits            # by uplink
 
     # Whole packet path of a known flow; returns a Path.  `data` need not be aligned; nothing behind
     # `length` is read.  0 <= now_ns.  Only the thread that owns the table may call these.  It is in three
@@ -88,6 +52,7 @@ cdef class FastPath:
     cdef int finish(self, uint8_t *data, Headers *headers, uint32_t out_ifindex, int64_t now_ns) noexcept nogil
 
     cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil
+    cdef bint clamp_syn(self, uint8_t *data, const Headers *headers, uint32_t uplink) noexcept with gil
     cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil
     cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil
     cdef uint64_t next_deadline(self, const Flow *flow, bint is_reply, uint64_t now_ns) noexcept nogil
@@ -95,8 +60,12 @@ cdef class FastPath:
     cdef uint64_t filed_tick(self, const Flow *flow) noexcept nogil
     cdef void enter(self, uint32_t flow_id, bint leaving) noexcept nogil
     cdef void forget(self, uint32_t flow_id, bint leaving) noexcept nogil
+    cdef bint is_taken(self, const Flow *flow) noexcept nogil
     cdef uint32_t add(self, const Flow *flow, uint64_t now_ns) noexcept nogil
     cdef void drop(self, uint32_t flow_id) noexcept nogil
+    cdef int borrow(self, memory) except -1
+    cdef int take_over(self) except -1
+    cdef int look_over(self) except -1
     cdef bint exists(self, int64_t flow_id) noexcept nogil
     cdef object describe(self, uint32_t flow_id)
 

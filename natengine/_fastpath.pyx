@@ -8,8 +8,8 @@ same.  What differs is where things are:
     index    Entry Entry Entry ...     open addressing, linear probing, at most half full.
                │ hash tag, flow id     Two entries a flow: its leaving and its arriving tuple.
                v                       A probe reads 8 bytes; the record only when the tag agrees.
-    flows    Flow  Flow  Flow  ...     128 bytes each, allocated once, touched when first used
-               ^
+    flows    Flow  Flow  Flow  ...     128 bytes each, allocated once, touched when first used; or in
+               ^                       memory that outlives us (`flow/image.py`)
                │ ids                   doubly linked through the records
     wheel    Queue Queue ... (seconds)          unreplied    Queue
 
@@ -22,8 +22,8 @@ Limits: one thread; `prepare` and `finish` trust their caller about `length` and
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Check, PyByteArray_GET_SIZE
-from cpython.number cimport PyNumber_Index
 from libc.stdint cimport (
     INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, UINT8_MAX, UINT16_MAX, UINT32_MAX,
     int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t,
@@ -31,8 +31,13 @@ from libc.stdint cimport (
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from natengine._flow_record cimport (
+    CACHE_LINE, NOBODY, TCP_STATES, Flow, Queue, append, fit, has_tuple, is_sound, keep_order, key_of,
+    read_spec, unlink,
+)
 from natengine._tcp_window cimport (
-    ASIDE, FLAG_RST, OUTSIDE, Segment, Side, has_unacknowledged, judge, note_segment, read_segment,
+    ASIDE, FLAG_RST, FLAG_SYN, OUTSIDE, Segment, Side, clamp_mss, has_unacknowledged, judge, note_segment,
+    read_segment,
 )
 from natengine._wire cimport (
     HOOK_POSTROUTING, HOOK_PREROUTING, IS_ICMP, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
@@ -40,8 +45,10 @@ from natengine._wire cimport (
     complete_transport_checksum, load16, parse_untrusted, rewrite,
 )
 
-from natengine._fastpath_py import FULL, NOT_FOUND, SLOTS, TAKEN, TICK_NS, TableConfig
+from natengine._fastpath_py import FULL, NOT_FOUND, SLOTS, TAKEN, TICK_NS
+from natengine.errors import CorruptTable
 from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
+from natengine.flow.table_config import TableConfig
 from natengine.flow.tcp_state import SEGMENTS, STATES
 from natengine.flow.tcp_window import UNHEARD_SIDES
 from natengine.flow.tcp_window import Side as SideInfo
@@ -55,7 +62,6 @@ cdef object new_tuple = tuple.__new__       # spares a named tuple the detour th
 
 cdef enum:
     NS_PER_TICK = 1_000_000_000
-    CACHE_LINE = 64
 
     BY_DEADLINE = 0                 # Flow.links
     BY_USE = 1
@@ -83,61 +89,42 @@ cdef extern from *:
 
 
 def complete_checksum(packet: bytearray) -> None:
-    """Compute, in place, the TCP or UDP checksum of a packet whose sender left it to the hardware.
+    """Compute, in place, the TCP, UDP or SCTP checksum of a packet whose sender left it to the hardware.
 
-    A later fragment, a packet that is not whole and any other protocol have none: they stay as they are.
+    Of an IPIP or GRE packet it is that of the packet inside.  A later fragment, a packet that is not whole and any
+    other protocol have none: they stay as they are.
     """
     if not PyByteArray_Check(packet):
         raise TypeError(f"a packet is a bytearray, not {type(packet).__name__}")
     complete_transport_checksum(<uint8_t *>PyByteArray_AS_STRING(packet), <size_t>PyByteArray_GET_SIZE(packet))
 
 
-# ── lists through the records ────────────────────────────────────────────────────────────────────
-
-cdef inline void append(Flow *flows, Queue *queue, int by, uint32_t flow_id) noexcept nogil:
-    flows[flow_id].links[by].before = queue.last
-    flows[flow_id].links[by].after = NOBODY
-    if queue.last == NOBODY:
-        queue.first = flow_id
-    else:
-        flows[queue.last].links[by].after = flow_id
-    queue.last = flow_id
-
-
-cdef inline void unlink(Flow *flows, Queue *queue, int by, uint32_t flow_id) noexcept nogil:
-    cdef Link link = flows[flow_id].links[by]
-    if link.before == NOBODY:
-        queue.first = link.after
-    else:
-        flows[link.before].links[by].after = link.after
-    if link.after == NOBODY:
-        queue.last = link.before
-    else:
-        flows[link.after].links[by].before = link.before
-
-
 @cython.final
 cdef class FastPath:
-    """FastPath(config)
+    """FastPath(config, memory=None, now_ns=0)
 --
 
 A flow table of fixed capacity and the packet path over it.
 """
 
-    def __cinit__(self, config: TableConfig) -> None:
+    def __cinit__(self, config: TableConfig, memory: object = None, now_ns: int = 0) -> None:
         config.check()
+        self.tick = <uint64_t>fit(now_ns, 0, INT64_MAX) / NS_PER_TICK
         self.capacity = config.capacity
         # calloc of this size hands out untouched pages: a table costs memory as it fills.  The
         # records begin at a cache line, so that none of them straddles three.
-        self.flows_memory = calloc(<size_t>self.capacity + 1, sizeof(Flow))
+        if memory is None:
+            self.flows_memory = calloc(<size_t>self.capacity + 1, sizeof(Flow))
+            self.flows = <Flow *>((<uintptr_t>self.flows_memory + CACHE_LINE - 1) & ~<uintptr_t>(CACHE_LINE - 1))
+        else:
+            self.borrow(memory)
         cdef uint32_t entries = 4       # two a flow, half of them free
         while entries < 4 * self.capacity:
             entries *= 2
         self.index_mask = entries - 1
         self.index = <Entry *>calloc(entries, sizeof(Entry))
-        if self.flows_memory == NULL or self.index == NULL:
+        if self.flows == NULL or self.index == NULL:
             raise MemoryError(f"no memory for {self.capacity} flows")
-        self.flows = <Flow *>((<uintptr_t>self.flows_memory + CACHE_LINE - 1) & ~<uintptr_t>(CACHE_LINE - 1))
         memset(self.wheel, 0xFF, sizeof(self.wheel))            # NOBODY, everywhere
         self.unreplied.first = self.unreplied.last = self.free_first = NOBODY
         self.tcp_unacknowledged_ns = config.tcp_unacknowledged_ns
@@ -154,10 +141,66 @@ A flow table of fixed capacity and the packet path over it.
         for i in range(256):
             self.segment_of_flags[i] = config.segment_of_flags[i]
             self.timeouts_ns[i] = config.timeouts_ns[i]
+        if memory is not None:
+            self.take_over()
 
     def __dealloc__(self):
         free(self.flows_memory)
         free(self.index)
+        PyBuffer_Release(&self.lent)
+
+    cdef int borrow(self, memory) except -1:
+        PyObject_GetBuffer(memory, &self.lent, PyBUF_WRITABLE)
+        self.flows = <Flow *>self.lent.buf
+        if <size_t>self.lent.len != self.capacity * sizeof(Flow) or <uintptr_t>self.lent.buf % CACHE_LINE:
+            raise ValueError(f"the memory has {self.lent.len} bytes, or does not begin at a cache line")
+        return 0
+
+    cdef int take_over(self) except -1:
+        """Make a table of the flows whose records are there already."""
+        cdef uint32_t flow_id, slot
+        self.look_over()
+        flow_id = self.fresh
+        while flow_id:
+            flow_id -= 1
+            if not self.flows[flow_id].in_use:              # the lowest id is given out first
+                self.flows[flow_id].links[BY_DEADLINE].after = self.free_first
+                self.free_first = flow_id
+        for flow_id in range(self.fresh):
+            if self.flows[flow_id].in_use:
+                if self.is_taken(&self.flows[flow_id]):
+                    raise CorruptTable(f"record {flow_id} has the tuple of another flow")
+                self.enter(flow_id, True)
+                self.enter(flow_id, False)
+                self.file(flow_id)
+                self.count += 1
+        # the nearest deadline stands for the longest idle
+        for slot in range(<uint32_t>WHEEL_SLOTS):
+            flow_id = self.wheel[(self.tick + slot) % WHEEL_SLOTS].first
+            while flow_id != NOBODY:
+                if not self.flows[flow_id].seen_reply:
+                    append(self.flows, &self.unreplied, BY_USE, flow_id)
+                flow_id = self.flows[flow_id].links[BY_DEADLINE].after
+        return 0
+
+    cdef int look_over(self) except -1:
+        """Check and prepare the records, and set `fresh`."""
+        cdef uint32_t flow_id
+        cdef Flow *flow
+        self.generation = 1                                 # whatever FORWARD said: it is asked again
+        for flow_id in range(self.capacity):
+            flow = &self.flows[flow_id]
+            if not flow.in_use:
+                continue
+            if not is_sound(flow):
+                raise CorruptTable(f"record {flow_id} is none that an engine writes")
+            if flow.moving:
+                flow.sides[0].max_win = flow.sides[1].max_win = 0
+                keep_order()
+                flow.moving = 0
+            flow.generation = 0
+            self.fresh = flow_id + 1
+        return 0
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
@@ -236,14 +279,17 @@ A flow table of fixed capacity and the packet path over it.
             return PATH_REFUSED_FORWARD
         cdef Segment segment
         cdef int refusal
+        cdef bint changed = False
         if flow.proto == IS_TCP:
             read_segment(data, headers, &segment)
             refusal = self.follow(flow, is_reply, &segment)
             if refusal:
                 return refusal
+            if segment.flags & FLAG_SYN and self.clamps:
+                changed = self.clamp_syn(data, headers, flow.uplink_ifindex)
         self.note(flow_id, is_reply, headers.total_len, <uint64_t>now_ns)
         if flow.inside_ip == flow.outside_ip and flow.inside_port == flow.outside_port:
-            return PATH_UNCHANGED
+            return PATH_TRANSLATED if changed else PATH_UNCHANGED
         if leaving:
             rewrite(data, headers, flow.outside_ip, flow.outside_port)
         else:
@@ -261,9 +307,17 @@ A flow table of fixed capacity and the packet path over it.
         cdef int judgement = judge(flow.sides, is_reply, segment, before, after)
         if judgement == OUTSIDE and (segment.flags & FLAG_RST or not self.tcp_liberal):
             return PATH_REFUSED_WINDOW
-        if judgement != ASIDE:
-            flow.tcp_state = after
+        if judgement == ASIDE:
+            return 0
+        if after == before and flow.sides[is_reply].max_win and not segment.flags & FLAG_SYN:
             note_segment(flow.sides, flow.scales, is_reply, segment, before, after)
+            return 0
+        flow.moving = 1
+        keep_order()
+        flow.tcp_state = after
+        note_segment(flow.sides, flow.scales, is_reply, segment, before, after)
+        keep_order()
+        flow.moving = 0
         return 0
 
     def touch(self, flow_id: int, hook: int, length: int, now_ns: int) -> None:
@@ -333,15 +387,20 @@ A flow table of fixed capacity and the packet path over it.
         cdef Flow flow
         read_spec(&flow, spec)
         cdef int64_t at_ns = fit(now_ns, 0, INT64_MAX)
-        cdef Key leaving = key_of(&flow, True)
-        cdef Key arriving = key_of(&flow, False)
-        if self.lookup(&leaving, hash_of(&leaving, self.hash_key)) != NOBODY:
-            return TAKEN
-        if self.lookup(&arriving, hash_of(&arriving, self.hash_key)) != NOBODY:
+        if self.is_taken(&flow):
             return TAKEN
         if self.count >= self.capacity:
             return FULL
         return self.add(&flow, <uint64_t>at_ns)
+
+    cdef bint is_taken(self, const Flow *flow) noexcept nogil:
+        """Whether a flow in the table has one of these tuples."""
+        cdef Key leaving = key_of(flow, True)
+        cdef Key arriving = key_of(flow, False)
+        return (
+            self.lookup(&leaving, hash_of(&leaving, self.hash_key)) != NOBODY
+            or self.lookup(&arriving, hash_of(&arriving, self.hash_key)) != NOBODY
+        )
 
     cdef uint32_t add(self, const Flow *flow, uint64_t now_ns) noexcept nogil:
         """Put a flow whose tuples are free into a free record; return its id."""
@@ -353,9 +412,11 @@ A flow table of fixed capacity and the packet path over it.
             self.free_first = self.flows[flow_id].links[BY_DEADLINE].after
         cdef Flow *record = &self.flows[flow_id]
         record[0] = flow[0]
-        record.in_use = 1
         record.generation = self.generation
         record.deadline_ns = now_ns
+        keep_order()
+        record.in_use = 1
+        keep_order()
         self.enter(flow_id, True)
         self.enter(flow_id, False)
         append(self.flows, &self.unreplied, BY_USE, flow_id)
@@ -380,6 +441,7 @@ A flow table of fixed capacity and the packet path over it.
             unlink(self.flows, &self.unreplied, BY_USE, flow_id)
         unlink(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
         flow.in_use = 0
+        keep_order()
         flow.links[BY_DEADLINE].after = self.free_first
         self.free_first = flow_id
         self.count -= 1
@@ -438,18 +500,18 @@ A flow table of fixed capacity and the packet path over it.
 
     cdef object describe(self, uint32_t flow_id):
         cdef Flow *flow = &self.flows[flow_id]
-        spec = FlowSpec(
+        spec = new_tuple(FlowSpec, (
             flow.proto, flow.inside_ip, flow.inside_port, flow.outside_ip, flow.outside_port,
             flow.peer_ip, flow.peer_port, <bint>flow.from_inside,
             flow.inside_ifindex, flow.uplink_ifindex, flow.allow,
-        )
+        ))
         sides = UNHEARD_SIDES
         if flow.proto == IS_TCP:
             sides = describe_side(flow, 0), describe_side(flow, 1)
-        return FlowInfo(
+        return new_tuple(FlowInfo, (
             flow_id, spec, flow.tcp_state, <bint>flow.seen_reply, <bint>flow.assured, flow.deadline_ns, sides,
             flow.packets[0], flow.bytes[0], flow.packets[1], flow.bytes[1],
-        )
+        ))
 
     # ── index ────────────────────────────────────────────────────────────────────────────────────
 
@@ -512,6 +574,18 @@ A flow table of fixed capacity and the packet path over it.
         self.flows[wanted].uplink_ifindex = uplink
         self.flows[wanted].generation = self.generation
 
+    def clamp(self, mss_limits: dict[int, int]) -> None:
+        """Set by the uplink's ifindex how large segments a SYN, either way, may offer to take; none: no limit."""
+        limits = {
+            fit(uplink, 0, UINT32_MAX): fit(limit, 0, UINT16_MAX) for uplink, limit in mss_limits.items()
+        }
+        self.mss_limits, self.clamps = limits, len(limits) > 0
+
+    cdef bint clamp_syn(self, uint8_t *data, const Headers *headers, uint32_t uplink) noexcept with gil:
+        """SYNs are few: they may ask a dictionary."""
+        limit = self.mss_limits.get(uplink)
+        return limit is not None and clamp_mss(data, headers, <uint16_t>limit)
+
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 
     cdef void file(self, uint32_t flow_id) noexcept nogil:
@@ -558,59 +632,6 @@ A flow table of fixed capacity and the packet path over it.
         return ended
 
 
-cdef inline bint has_tuple(const Flow *flow, const Key *key) noexcept nogil:
-    if flow.proto != key.proto:
-        return False
-    if key.leaving:
-        return (
-            flow.inside_ip == key.src and flow.inside_port == key.src_port
-            and flow.peer_ip == key.dst and flow.peer_port == key.dst_port
-        )
-    return (
-        flow.peer_ip == key.src and flow.peer_port == key.src_port
-        and flow.outside_ip == key.dst and flow.outside_port == key.dst_port
-    )
-
-
-cdef inline Key key_of(const Flow *flow, bint leaving) noexcept nogil:
-    """`FlowSpec.leaving` or `FlowSpec.arriving`."""
-    cdef Key key
-    key.src = flow.inside_ip if leaving else flow.peer_ip
-    key.src_port = flow.inside_port if leaving else flow.peer_port
-    key.dst = flow.peer_ip if leaving else flow.outside_ip
-    key.dst_port = flow.peer_port if leaving else flow.outside_port
-    key.proto = flow.proto
-    key.leaving = leaving
-    return key
-
-
 cdef object describe_side(const Flow *flow, int is_reply):
     cdef const Side *side = &flow.sides[is_reply]
-    return SideInfo(side.end, side.acked, side.max_win, flow.scales[is_reply])
-
-
-cdef int64_t fit(value, int64_t first, int64_t last) except? -1:
-    """Return `value` if it is an integer within first..last, or raise like `flow.fields.fit`."""
-    cdef int64_t plain = PyNumber_Index(value)
-    if plain < first or plain > last:
-        raise OverflowError(f"{plain} is not within {first}..{last}")
-    return plain
-
-
-cdef void read_spec(Flow *flow, spec) except *:
-    """Fill a new record from a `FlowSpec`."""
-    cdef tuple fields = tuple(spec)
-    if len(fields) != 11:
-        raise TypeError(f"{len(fields)} fields where 11 belong")
-    memset(flow, 0, sizeof(Flow))
-    flow.proto = <uint8_t>fit(fields[0], 0, UINT8_MAX)
-    flow.inside_ip = <uint32_t>fit(fields[1], 0, UINT32_MAX)
-    flow.inside_port = <uint16_t>fit(fields[2], 0, UINT16_MAX)
-    flow.outside_ip = <uint32_t>fit(fields[3], 0, UINT32_MAX)
-    flow.outside_port = <uint16_t>fit(fields[4], 0, UINT16_MAX)
-    flow.peer_ip = <uint32_t>fit(fields[5], 0, UINT32_MAX)
-    flow.peer_port = <uint16_t>fit(fields[6], 0, UINT16_MAX)
-    flow.from_inside = <uint8_t>fit(fields[7], 0, 1)
-    flow.inside_ifindex = <uint32_t>fit(fields[8], 0, UINT32_MAX)
-    flow.uplink_ifindex = <uint32_t>fit(fields[9], 0, UINT32_MAX)
-    flow.allow = <uint8_t>fit(fields[10], 0, UINT8_MAX)
+    return new_tuple(SideInfo, (side.end, side.acked, side.max_win, flow.scales[is_reply]))

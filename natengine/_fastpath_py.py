@@ -24,25 +24,27 @@ from collections import OrderedDict
 from itertools import islice
 from typing import final
 
-from natengine.errors import BadPacket, Truncated
+from natengine.errors import BadPacket, CorruptTable, Truncated
+from natengine.flow.entry import Entry
 from natengine.flow.fields import BIT, INT, INT64, TIME_NS, U8, U16, U32, fit, fit_all
+from natengine.flow.image import FlowImage, Memory
 from natengine.flow.records import Allow, FlowInfo, FlowKey, FlowSpec, Path, flow_key
 from natengine.flow.table_config import TableConfig
 from natengine.flow.tcp_state import REFUSED, SEGMENTS, STATES, TcpState
-from natengine.flow.tcp_window import UNHEARD_SIDES, Judgement, has_unacknowledged, judge, note, unhear
+from natengine.flow.tcp_window import Judgement, has_unacknowledged, judge, note, unhear
 from natengine.flow.timeouts import DNS_PORT
 from natengine.vocab import Hook, Proto
+from natengine.wire.complete import complete_checksum
 from natengine.wire.ipv4 import (
-    ICMP_ECHO_REPLY,
-    ICMP_ECHO_REQUEST,
+    ICMP_COUNTERPART,
     Ipv4Fields,
     Transport,
     parse_ipv4_untrusted,
     parse_packet_untrusted,
     parse_transport_untrusted,
 )
-from natengine.wire.rewrite import complete_checksum, rewrite_destination, rewrite_source
-from natengine.wire.tcp import RST, TcpSegment, read_segment
+from natengine.wire.rewrite import rewrite_destination, rewrite_source
+from natengine.wire.tcp import RST, SYN, TcpSegment, clamp_mss, read_segment
 
 __all__ = ["BACKEND", "FULL", "NOT_FOUND", "SLOTS", "TAKEN", "TICK_NS", "FastPath", "TableConfig", "complete_checksum"]
 
@@ -58,35 +60,6 @@ _KEY_FIELDS = (INT, U8, U32, U16, U32, U16)
 _SPEC_FIELDS = (U8, U32, U16, U32, U16, U32, U16, BIT, U32, U32, U8)
 
 
-class _Flow:
-    """One record of the table."""
-
-    __slots__ = (
-        "allow", "assured", "deadline_ns", "filed_slot", "flow_id", "generation",
-        "original_bytes", "original_packets", "reply_bytes", "reply_packets", "seen_reply", "sides", "spec",
-        "tcp_state",
-    )
-
-    def __init__(self, flow_id: int, spec: FlowSpec, generation: int, now_ns: int) -> None:
-        self.flow_id = flow_id
-        self.spec = spec
-        self.allow = spec.allow
-        self.generation = generation
-        self.tcp_state = int(TcpState.NONE)
-        self.seen_reply = self.assured = False
-        self.sides = UNHEARD_SIDES
-        self.deadline_ns = now_ns
-        self.filed_slot = 0
-        self.original_packets = self.original_bytes = self.reply_packets = self.reply_bytes = 0
-
-    def info(self) -> FlowInfo:
-        return FlowInfo(
-            self.flow_id, self.spec._replace(allow=self.allow), self.tcp_state, self.seen_reply, self.assured,
-            self.deadline_ns, self.sides,
-            self.original_packets, self.original_bytes, self.reply_packets, self.reply_bytes,
-        )
-
-
 def _has_moved(spec: FlowSpec, hook: int, out_ifindex: int) -> bool:
     """Whether the opener's packet leaves over another interface than the one it began on."""
     return hook == Hook.POSTROUTING and spec.from_inside and out_ifindex not in (0, spec.uplink_ifindex)
@@ -96,21 +69,45 @@ def _has_moved(spec: FlowSpec, hook: int, out_ifindex: int) -> bool:
 class FastPath:
     """A flow table of fixed capacity and the packet path over it."""
 
-    def __init__(self, config: TableConfig) -> None:
-        """Make an empty table.
+    def __init__(self, config: TableConfig, memory: Memory | None = None, now_ns: int = 0) -> None:
+        """Make a table: an empty one, or of the flows in `memory` (`flow.image`), each of them STALE.
+
+        Args:
+            memory: A writable buffer of 128 bytes a flow, which holds the records from now on; None for none.
+            now_ns: When the table is made; times never go back behind it.
 
         Raises:
-            ValueError: What `TableConfig.check` says.
+            ValueError: What `TableConfig.check` says, or `memory` has another size.
+            CorruptTable: `memory` has what no engine writes.  Nothing that matters has been changed in it.
         """
         config.check()
         self._config = config
-        self._flows: dict[int, _Flow] = {}
-        self._by_key: dict[FlowKey, _Flow] = {}
+        self._flows: dict[int, Entry] = {}
+        self._by_key: dict[FlowKey, Entry] = {}
         self._free: list[int] = []                          # ids of removed flows, last one first
         self._unreplied: OrderedDict[int, None] = OrderedDict()     # least recently used first
         self._wheel: list[dict[int, None]] = [{} for _ in range(SLOTS)]
-        self._tick = 0                                      # the next second `expire` looks at
+        self._tick = fit(now_ns, TIME_NS) // TICK_NS      # the next second `expire` looks at
         self._generation = 0
+        self._mss_limits: dict[int, int] = {}               # by uplink
+        self._image = None if memory is None else FlowImage(memory, config.capacity)
+        if self._image is not None:
+            self._take_over(self._image)
+
+    def _take_over(self, image: FlowImage) -> None:
+        """Make a table of the flows whose records are there already."""
+        found = [Entry.of(info) for info in image.flows()]
+        self._generation = 1                                # whatever FORWARD said: it is asked again
+        for flow in found:
+            if self._is_taken(flow.spec):
+                raise CorruptTable(f"record {flow.flow_id} has the tuple of another flow")
+            self._enter(flow)
+        free = set(range(found[-1].flow_id)) - set(self._flows) if found else ()
+        self._free = sorted(free, reverse=True)             # the lowest id is given out first
+        for slot in range(SLOTS):                           # the nearest deadline stands for the longest idle
+            for flow_id in self._wheel[(self._tick + slot) % SLOTS]:
+                if not self._flows[flow_id].seen_reply:
+                    self._unreplied[flow_id] = None
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
@@ -138,14 +135,14 @@ class FastPath:
         hook, now_ns, out_ifindex = fit(hook, INT), fit(now_ns, TIME_NS), fit(out_ifindex, U32)
         try:
             ip = parse_ipv4_untrusted(packet)
-            if ip.is_fragment or ip.proto not in (Proto.TCP, Proto.UDP, Proto.ICMP):
+            if ip.is_fragment:
                 return Path.SPECIAL
             transport = parse_transport_untrusted(packet, ip)
         except Truncated:
             return Path.TRUNCATED
         except BadPacket:
             return Path.BAD_HEADER
-        if ip.proto == Proto.ICMP and transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
+        if ip.proto == Proto.ICMP and transport.icmp_type not in ICMP_COUNTERPART:
             return Path.SPECIAL
         flow = self._by_key.get(
             flow_key(
@@ -160,27 +157,31 @@ class FastPath:
         return self._translate_known(packet, ip, transport, flow, hook, now_ns)
 
     def _translate_known(
-        self, packet: bytearray, ip: Ipv4Fields, transport: Transport, flow: _Flow, hook: int, now_ns: int
+        self, packet: bytearray, ip: Ipv4Fields, transport: Transport, flow: Entry, hook: int, now_ns: int
     ) -> int:
         spec = flow.spec
         is_reply = (hook == Hook.POSTROUTING) != spec.from_inside
         needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
         if not flow.allow & needed:
             return Path.REFUSED_FORWARD
+        changed = False
         if ip.proto == Proto.TCP:
-            refusal = self._follow(flow, is_reply, read_segment(packet, ip))
+            segment = read_segment(packet, ip)
+            refusal = self._follow(flow, is_reply, segment)
             if refusal:
                 return refusal
+            if segment.flags & SYN and spec.uplink_ifindex in self._mss_limits:
+                changed = clamp_mss(packet, ip, self._mss_limits[spec.uplink_ifindex])
         self._note(flow, is_reply, ip.total_len, now_ns)
         if spec.inside_ip == spec.outside_ip and spec.inside_port == spec.outside_port:
-            return Path.UNCHANGED
+            return Path.TRANSLATED if changed else Path.UNCHANGED
         if hook == Hook.POSTROUTING:
             rewrite_source(packet, ip, spec.outside_ip, spec.outside_port)
         else:
             rewrite_destination(packet, ip, spec.inside_ip, spec.inside_port)
         return Path.TRANSLATED
 
-    def _follow(self, flow: _Flow, is_reply: bool, segment: TcpSegment) -> int:
+    def _follow(self, flow: Entry, is_reply: bool, segment: TcpSegment) -> int:
         """Move the TCP state and the sequence numbers on; 0, or the Path of a segment to refuse."""
         before = flow.tcp_state
         kind = self._config.segment_of_flags[segment.flags]
@@ -210,7 +211,7 @@ class FastPath:
         flow.sides = unhear(flow.sides, is_reply)
         self._note(flow, is_reply, length, now_ns)
 
-    def _note(self, flow: _Flow, is_reply: bool, length: int, now_ns: int) -> None:
+    def _note(self, flow: Entry, is_reply: bool, length: int, now_ns: int) -> None:
         """Count the packet and give the flow its next deadline."""
         if is_reply:
             flow.reply_packets += 1
@@ -230,8 +231,13 @@ class FastPath:
         if flow.deadline_ns // TICK_NS + 1 < self._filed_tick(flow):    # a shorter timeout than before
             self._wheel[flow.filed_slot].pop(flow.flow_id)
             self._file(flow)
+        self._write(flow)
 
-    def _next_deadline(self, flow: _Flow, is_reply: bool, now_ns: int) -> int:
+    def _write(self, flow: Entry) -> None:
+        if self._image is not None:
+            self._image.update(flow.info(), flow.generation)
+
+    def _next_deadline(self, flow: Entry, is_reply: bool, now_ns: int) -> int:
         """Return when a flow ends to which this is the last packet."""
         config, spec = self._config, flow.spec
         if spec.proto == Proto.TCP:
@@ -260,16 +266,24 @@ class FastPath:
         spec = FlowSpec._make(fit_all(spec, _SPEC_FIELDS))
         spec = spec._replace(from_inside=bool(spec.from_inside))
         now_ns = fit(now_ns, TIME_NS)
-        if spec.leaving in self._by_key or spec.arriving in self._by_key:
+        if self._is_taken(spec):
             return TAKEN
         if len(self._flows) >= self._config.capacity:
             return FULL
-        flow = _Flow(self._free.pop() if self._free else len(self._flows), spec, self._generation, now_ns)
-        self._flows[flow.flow_id] = flow
-        self._by_key[spec.leaving] = self._by_key[spec.arriving] = flow
+        flow = Entry(self._free.pop() if self._free else len(self._flows), spec, self._generation, now_ns)
+        self._enter(flow)
         self._unreplied[flow.flow_id] = None
-        self._file(flow)
+        if self._image is not None:
+            self._image.begin(flow.info(), flow.generation)
         return flow.flow_id
+
+    def _is_taken(self, spec: FlowSpec) -> bool:
+        return spec.leaving in self._by_key or spec.arriving in self._by_key
+
+    def _enter(self, flow: Entry) -> None:
+        self._flows[flow.flow_id] = flow
+        self._by_key[flow.spec.leaving] = self._by_key[flow.spec.arriving] = flow
+        self._file(flow)
 
     def remove(self, flow_id: int) -> FlowInfo | None:
         """Take a flow out and return what it was; None if there is no such flow."""
@@ -281,6 +295,8 @@ class FastPath:
         self._unreplied.pop(flow_id, None)
         self._wheel[flow.filed_slot].pop(flow_id, None)
         self._free.append(flow_id)
+        if self._image is not None:
+            self._image.end(flow_id)
         return flow.info()
 
     def find(self, key: FlowKey) -> int:
@@ -335,16 +351,22 @@ class FastPath:
         flow.allow = allow
         flow.spec = flow.spec._replace(uplink_ifindex=uplink_ifindex)
         flow.generation = self._generation
+        self._write(flow)
+
+    def clamp(self, mss_limits: dict[int, int]) -> None:
+        """Set by the uplink's ifindex how large segments a SYN, either way, may offer to take; none: no limit."""
+        limits = {fit(uplink, U32): fit(limit, U16) for uplink, limit in mss_limits.items()}
+        self._mss_limits = limits
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _file(self, flow: _Flow) -> None:
+    def _file(self, flow: Entry) -> None:
         """File a flow under the second after its deadline, or under the last one of the wheel."""
         filed_tick = max(self._tick, min(flow.deadline_ns // TICK_NS + 1, self._tick + SLOTS - 1))
         flow.filed_slot = filed_tick % SLOTS
         self._wheel[flow.filed_slot][flow.flow_id] = None
 
-    def _filed_tick(self, flow: _Flow) -> int:
+    def _filed_tick(self, flow: Entry) -> int:
         """The second under which a flow is filed: the next one that has its slot."""
         return self._tick + (flow.filed_slot - self._tick) % SLOTS
 

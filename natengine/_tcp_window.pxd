@@ -5,7 +5,7 @@ Inline functions only, for the extension that cimports them.
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 
-from natengine._wire cimport Headers, load16, load32
+from natengine._wire cimport Headers, difference16, load16, load32, store16, update
 
 
 cdef enum:
@@ -57,7 +57,31 @@ cdef inline void read_segment(const uint8_t *data, const Headers *headers, Segme
 
 
 cdef inline uint8_t offered_scale(const uint8_t *options, uint32_t length) noexcept nogil:
-    """Return the shift of the window scale option; what is malformed ends the list."""
+    """Return the shift of the window scale option."""
+    cdef int at = find_option(options, length, 3, 3)
+    return NO_SCALE if at < 0 else min(options[at + 2], <uint8_t>MAX_SCALE)
+
+
+cdef inline bint clamp_mss(uint8_t *data, const Headers *headers, uint16_t limit) noexcept nogil:
+    """`wire.tcp.clamp_mss`."""
+    cdef uint8_t *tcp = data + headers.transport_at
+    cdef int found = find_option(tcp + 20, (tcp[12] >> 4) * 4 - 20, 2, 4)
+    if found < 0:
+        return False
+    cdef uint8_t *at = tcp + 20 + found + 2
+    cdef uint16_t offered = load16(at)
+    if offered <= limit:
+        return False
+    cdef uint32_t change = difference16(offered, limit)
+    if found & 1:                       # the two bytes are halves of two words
+        change = difference16(<uint16_t>(offered << 8 | offered >> 8), <uint16_t>(limit << 8 | limit >> 8))
+    store16(at, limit)
+    store16(tcp + 16, update(load16(tcp + 16), change))
+    return True
+
+
+cdef inline int find_option(const uint8_t *options, uint32_t length, uint8_t kind, uint32_t wanted) noexcept nogil:
+    """Return where an option of this kind and length is, or -1; what is malformed ends the list."""
     cdef uint32_t at = 0, size
     while at < length and options[at] != 0:
         if options[at] == 1:
@@ -66,10 +90,10 @@ cdef inline uint8_t offered_scale(const uint8_t *options, uint32_t length) noexc
         size = options[at + 1] if at + 1 < length else 0
         if size < 2 or at + size > length:
             break
-        if options[at] == 3 and size == 3:
-            return min(options[at + 2], <uint8_t>MAX_SCALE)
+        if options[at] == kind and size == wanted:
+            return <int>at
         at += size
-    return NO_SCALE
+    return -1
 
 
 cdef inline int32_t distance(uint32_t to, uint32_t start) noexcept nogil:

@@ -17,6 +17,11 @@ cdef enum:
     IS_ICMP = 1                     # `vocab.Proto`
     IS_TCP = 6
     IS_UDP = 17
+    IS_IPIP = 4
+    IS_DCCP = 33
+    IS_GRE = 47
+    IS_SCTP = 132
+    IS_UDPLITE = 136
 
     PATH_TRANSLATED = 1             # `flow.records.Path`
     PATH_UNCHANGED = 2
@@ -30,7 +35,7 @@ cdef enum:
     PATH_REFUSED_WINDOW = 10
 
     ECHO_REPLY = 0
-    ECHO_REQUEST = 8
+    NO_QUERY = -1
 
 
 cdef struct Key:                    # `FlowKey`
@@ -135,8 +140,53 @@ cdef inline uint8_t *transport_checksum(uint8_t *data, size_t length) noexcept n
     return data + at
 
 
+cdef inline uint32_t tunnelled(const uint8_t *data, size_t length) noexcept nogil:
+    """Return where the IPv4 packet inside an IPIP or GRE packet begins, or 0; within `length`."""
+    if length < 20 or data[0] >> 4 != 4 or load16(data + 6) & 0x3FFF:
+        return 0
+    cdef uint32_t start = (data[0] & 15) * 4
+    cdef uint32_t total_len = load16(data + 2)
+    if start < 20 or total_len > length:
+        return 0
+    if data[9] == IS_GRE and total_len >= start + 4 and not load16(data + start) & 7:
+        if load16(data + start + 2) == 0x0800:
+            start += 4 + 4 * ((data[start] >> 7) + (data[start] >> 5 & 1) + (data[start] >> 4 & 1))
+            return start if start <= total_len else 0
+    return start if data[9] == IS_IPIP and start <= total_len else 0
+
+
+cdef inline uint32_t crc32c(const uint8_t *data, size_t length) noexcept nogil:
+    cdef uint32_t value = 0xFFFFFFFFu
+    cdef size_t at
+    cdef int bit
+    for at in range(length):
+        value ^= data[at]
+        for bit in range(8):
+            value = value >> 1 ^ (0x82F63B78u & -(value & 1))
+    return ~value
+
+
+cdef inline void complete_sctp(uint8_t *data, size_t length) noexcept nogil:
+    if length < 20 or data[0] >> 4 != 4 or load16(data + 6) & 0x3FFF:
+        return
+    cdef uint32_t start = (data[0] & 15) * 4
+    cdef uint32_t total_len = load16(data + 2)
+    if start < 20 or total_len > length or start + 12 > total_len:
+        return
+    store32(data + start + 8, 0)
+    cdef uint32_t value = crc32c(data + start, total_len - start)
+    store32(data + start + 8, value << 24 | (value & 0xFF00) << 8 | value >> 8 & 0xFF00 | value >> 24)
+
+
 cdef inline void complete_transport_checksum(uint8_t *data, size_t length) noexcept nogil:
-    """Compute the TCP or UDP checksum of a packet that has none yet; `_fastpath_py.complete_checksum`."""
+    """Compute the checksum of a packet that has none yet; `_fastpath_py.complete_checksum`."""
+    cdef uint32_t inside = tunnelled(data, length)
+    if inside:
+        length = load16(data + 2) - inside
+        data += inside
+    if length >= 20 and data[9] == IS_SCTP:
+        complete_sctp(data, length)
+        return
     cdef uint8_t *field = transport_checksum(data, length)
     if field == NULL:
         return
@@ -204,52 +254,65 @@ cdef inline int parse_untrusted(const uint8_t *data, size_t length, int hook, He
     out.key.src = load32(data + 12)
     out.key.dst = load32(data + 16)
     out.key.leaving = hook == HOOK_POSTROUTING
-    cdef int path
-    if out.key.proto == IS_TCP or out.key.proto == IS_UDP:
+    cdef int path = 0
+    cdef uint8_t proto = out.key.proto
+    out.tcp_flags = 0
+    if proto == IS_TCP or proto == IS_UDP or proto == IS_DCCP or proto == IS_SCTP or proto == IS_UDPLITE:
         path = parse_ports(data + out.transport_at, out.total_len - out.transport_at, out)
-    elif out.key.proto == IS_ICMP:
-        path = parse_echo(data + out.transport_at, out.total_len - out.transport_at, out)
+    elif proto == IS_ICMP:
+        path = parse_query(data + out.transport_at, out.total_len - out.transport_at, out)
     else:
-        return PATH_SPECIAL
+        out.key.src_port = out.key.dst_port = 0
     if path == 0 and hook != HOOK_POSTROUTING and hook != HOOK_PREROUTING:
         return PATH_MISS                # no flow has a tuple of another hook
     return path
 
 
 cdef inline int parse_ports(const uint8_t *transport, uint32_t room, Headers *out) noexcept nogil:
-    cdef uint32_t announced
-    out.tcp_flags = 0
-    if out.key.proto == IS_TCP:
-        if room < 20:
-            return PATH_BAD_HEADER
+    cdef uint8_t proto = out.key.proto
+    cdef uint32_t least = 20 if proto == IS_TCP else 12 if proto == IS_DCCP or proto == IS_SCTP else 8
+    cdef uint32_t announced = least
+    if room < least:
+        return PATH_BAD_HEADER
+    if proto == IS_TCP:
         announced = (transport[12] >> 4) * 4
-        if announced < 20 or announced > room:
-            return PATH_BAD_HEADER
         out.tcp_flags = transport[13]
-    else:
-        if room < 8:
-            return PATH_BAD_HEADER
+    elif proto == IS_DCCP:
+        announced = transport[4] * 4
+    elif proto != IS_SCTP:
         announced = load16(transport + 4)
-        if announced < 8 or announced > room:
-            return PATH_BAD_HEADER
+        if announced == 0 and proto == IS_UDPLITE:      # 0 is all
+            announced = room
+    if announced < least or announced > room:
+        return PATH_BAD_HEADER
     out.key.src_port = load16(transport)
     out.key.dst_port = load16(transport + 2)
     return 0
 
 
-cdef inline int parse_echo(const uint8_t *transport, uint32_t room, Headers *out) noexcept nogil:
+cdef inline int counterpart(uint8_t icmp_type) noexcept nogil:
+    """`wire.ipv4.ICMP_COUNTERPART`, or NO_QUERY."""
+    if icmp_type == 0 or icmp_type == 8:
+        return 8 - icmp_type
+    if icmp_type == 13 or icmp_type == 14:
+        return 13 + 14 - icmp_type
+    if icmp_type == 17 or icmp_type == 18:
+        return 17 + 18 - icmp_type
+    return NO_QUERY
+
+
+cdef inline int parse_query(const uint8_t *transport, uint32_t room, Headers *out) noexcept nogil:
     """The identifier is the inside's port; the type that the inside sends stands for the peer's."""
     if room < 8:
         return PATH_BAD_HEADER
-    cdef uint8_t icmp_type = transport[0]
-    if icmp_type != ECHO_REPLY and icmp_type != ECHO_REQUEST:
+    cdef int other = counterpart(transport[0])
+    if other == NO_QUERY:
         return PATH_SPECIAL
-    out.tcp_flags = 0
     out.key.src_port = out.key.dst_port = load16(transport + 4)
     if out.key.leaving:
-        out.key.dst_port = icmp_type
+        out.key.dst_port = transport[0]
     else:
-        out.key.src_port = ECHO_REQUEST + ECHO_REPLY - icmp_type
+        out.key.src_port = <uint16_t>other
     return 0
 
 
@@ -257,29 +320,29 @@ cdef inline void rewrite(uint8_t *data, const Headers *headers, uint32_t new_ip,
     """Write one endpoint (a leaving packet's source, an arriving one's destination) and the checksums."""
     cdef bint leaving = headers.key.leaving
     cdef uint8_t *transport = data + headers.transport_at
+    cdef uint8_t proto = headers.key.proto
     cdef uint32_t change = difference32(headers.key.src if leaving else headers.key.dst, new_ip)
     store32(data + (12 if leaving else 16), new_ip)
     store16(data + 10, update(load16(data + 10), change))
-    if headers.key.proto == IS_ICMP:
-        rewrite_echo(transport, headers.total_len - headers.transport_at, new_port)
+    if proto == IS_ICMP:
+        rewrite_query(transport, headers.total_len - headers.transport_at, new_port)
         return
+    if proto != IS_TCP and proto != IS_UDP and proto != IS_DCCP and proto != IS_UDPLITE:
+        return                          # nothing there that could follow a change
     cdef uint8_t *port = transport + (0 if leaving else 2)
     change += difference16(load16(port), new_port)
     store16(port, new_port)
-    cdef uint8_t *checksum = transport + (16 if headers.key.proto == IS_TCP else 6)
+    cdef uint8_t *checksum = transport + (16 if proto == IS_TCP else 6)
     cdef uint16_t value = load16(checksum)
-    if headers.key.proto == IS_UDP:
-        if value == 0:                  # the sender computed none (RFC 768)
-            return
-        value = update(value, change)
-        if value == 0:                  # 0 would mean "none"
-            value = 0xFFFF
-    else:
-        value = update(value, change)
+    if value == 0 and proto == IS_UDP:  # the sender computed none (RFC 768)
+        return
+    value = update(value, change)
+    if value == 0 and (proto == IS_UDP or proto == IS_UDPLITE):
+        value = 0xFFFF                  # 0 would mean "none"
     store16(checksum, value)
 
 
-cdef inline void rewrite_echo(uint8_t *transport, uint32_t size, uint16_t new_id) noexcept nogil:
+cdef inline void rewrite_query(uint8_t *transport, uint32_t size, uint16_t new_id) noexcept nogil:
     """Write an identifier.  The ICMP checksum has no pseudo-header: without a change it stays."""
     cdef uint16_t old_id = load16(transport + 4)
     if old_id == new_id:

@@ -6,6 +6,7 @@
     │   └── RuleApplyError     a well-formed command that the rule set refuses            (exit status 1)
     ├── HostError              this machine cannot do what was asked, and what to do      (exit status 1)
     │   └── FastPathError      NATENGINE_FASTPATH names a twin that is not there
+    ├── CorruptTable           the records of a flow table contradict themselves           (exit status 1)
     ├── ControlError           the engine cannot be reached, or refused a request         (exit status 1)
     └── BadPacket              bytes that are not a packet; never leaves the core
         └── Truncated          fewer bytes than the packet's own headers announce
@@ -53,6 +54,10 @@ class HostError(NatengineError, OSError):
 
 class FastPathError(HostError):
     """The fast path that was asked for by name cannot be used here."""
+
+
+class CorruptTable(NatengineError, ValueError):
+    """The memory that a flow table was to be taken over from has what no engine writes."""
 
 
 class ControlError(NatengineError, RuntimeError):

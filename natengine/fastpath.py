@@ -10,9 +10,11 @@ from types import ModuleType
 from typing import Protocol
 
 from natengine import _fastpath_py
-from natengine._fastpath_py import FULL, NOT_FOUND, TAKEN, TableConfig
+from natengine._fastpath_py import FULL, NOT_FOUND, TAKEN
 from natengine.errors import FastPathError
+from natengine.flow.image import Memory
 from natengine.flow.records import FlowInfo, FlowKey, FlowSpec
+from natengine.flow.table_config import TableConfig
 from natengine.flow.tcp_state import SEGMENT_OF_FLAGS, TRANSITIONS, timeouts_by_state
 from natengine.flow.timeouts import NEVER_NS, timeouts_by_protocol
 from natengine.settings import Settings
@@ -38,6 +40,7 @@ class FastPath(Protocol):
     def snapshot(self) -> list[FlowInfo]: ...
     def invalidate(self) -> None: ...
     def approve(self, flow_id: int, allow: int, uplink_ifindex: int) -> None: ...
+    def clamp(self, mss_limits: dict[int, int]) -> None: ...
     def expire(self, now_ns: int, budget: int) -> list[FlowInfo]: ...
     def __len__(self) -> int: ...
 
@@ -53,10 +56,10 @@ def configure(settings: Settings, hash_key: bytes) -> TableConfig:
     )
 
 
-def create(choice: str, config: TableConfig) -> tuple[str, FastPath]:
-    """Return the name of a fast path (`BACKEND`) and an empty table of its kind; see `select`."""
+def create(choice: str, config: TableConfig, memory: Memory | None = None, now_ns: int = 0) -> tuple[str, FastPath]:
+    """Return the name of a fast path (`BACKEND`) and a table of its kind; see `select` and `FastPath`."""
     module = select(choice)
-    return module.BACKEND, module.FastPath(config)
+    return module.BACKEND, module.FastPath(config, memory, now_ns)
 
 
 def select(choice: str) -> ModuleType:

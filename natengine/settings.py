@@ -29,6 +29,11 @@ class Timeouts:
     udp_ns: int = 300 * SECOND_NS                  # RFC 4787 REQ-5c: 5 min recommended, 2 min at least
     udp_dns_ns: int = 10 * SECOND_NS               # after an answer from port 53 (RFC 4787 REQ-5a)
     icmp_query_ns: int = 60 * SECOND_NS            # RFC 5508 REQ-2: 60 s at least
+    udplite_ns: int = 300 * SECOND_NS              # as UDP
+    dccp_ns: int = 7440 * SECOND_NS                # RFC 5597, as RFC 5382 REQ-5; its states are not followed
+    sctp_ns: int = 600 * SECOND_NS                 # more than heartbeats are apart (RFC 9260 8.3: 30 s and more)
+    gre_ns: int = 600 * SECOND_NS
+    generic_ns: int = 600 * SECOND_NS              # all other protocols: nf_conntrack_generic_timeout
 
 
 class MappingBehaviour(enum.Enum):
@@ -70,6 +75,7 @@ class Settings:
     max_fragment_trains: int = 4096                # datagrams in flight as fragments, all hosts together
     tcp_liberal: bool = False                      # nf_conntrack_tcp_be_liberal: only RSTs must be in the window
     tcp_loose: bool = False                        # nf_conntrack_tcp_loose: an ACK may begin a flow, mid-stream
+    clamp_mss_to_pmtu: tuple[str, ...] = ()        # uplinks, as `-o` has them, whose SYNs are made to fit their MTU
     udp_inbound_refresh: bool = True               # RFC 4787 REQ-6: outbound packets always refresh; inbound ones too
     hairpin_mark: int = 1 << 28                    # set in the packet mark between two hooks; 0: no hairpinning
     fragment_timeout_ns: int = 30 * SECOND_NS      # net.ipv4.ipfrag_time; RFC 6146 wants 2 s at least

@@ -24,8 +24,15 @@ class Proto(enum.IntEnum):
     """IP protocol numbers that the engine knows by name."""
 
     ICMP = 1
+    IPIP = 4
     TCP = 6
     UDP = 17
+    DCCP = 33
+    GRE = 47
+    ESP = 50
+    AH = 51
+    SCTP = 132
+    UDPLITE = 136
 
 
 class Verdict(enum.IntEnum):
@@ -69,7 +76,7 @@ class Reason(enum.IntEnum):
     TCP_STATE = 23          # a segment that the connection's state does not allow (conntrack: INVALID)
     ICMP_UNRELATED = 24     # an ICMP error about nothing we know, or a type NAT has no business with
     FRAGMENT_ORPHAN = 25    # a later fragment whose first one did not come in time, or whose flow has ended since
-    UNKNOWN_PROTOCOL = 26   # a protocol that the engine cannot translate
+    UNKNOWN_PROTOCOL = 26   # a protocol that cannot be translated (AH signs the addresses)
     BAD_HEADER = 27         # a header that contradicts itself
     TRUNCATED = 28          # fewer bytes captured than the headers promise
     FRAGMENT_LIMIT = 29     # of a datagram for which there is no more memory, in all or for its sender
@@ -82,7 +89,9 @@ class Reason(enum.IntEnum):
     FRAGMENT_TINY = 36      # a fragment that ends or begins inside the transport header (RFC 1858, RFC 3128)
     FRAGMENT_OVERLAP = 37   # of a datagram whose fragments contradict each other (RFC 5722)
     FRAGMENT_DUPLICATE = 38 # a fragment that brings nothing new
-    NO_ROUTE = 39           # a rule sends it to an address to which no route leads
+    SPOOFED = 39            # from an uplink, with a source that is the head's own or inside (RFC 2827)
+    PEER_TAKEN = 40         # another inside host talks to that peer, and the protocol has no ports to tell them apart
+    NO_ROUTE = 41           # a rule sends it to an address to which no route leads
 
     @property
     def verdict(self) -> Verdict:
@@ -125,6 +134,8 @@ class Interface(NamedTuple):
     broadcasts: tuple[int, ...] = ()
     default_route: bool = False         # a default route goes out here
     up: bool = True
+    networks: tuple[tuple[int, int], ...] = ()      # (address, mask) of those that it is directly in
+    mtu: int = 65535                    # the largest packet that it takes
 
 
 class Route(NamedTuple):

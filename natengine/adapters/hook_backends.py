@@ -36,16 +36,17 @@ def open_hooks(choice: str, queues: tuple[int, int]) -> Hooks:
         raise HostError(f"{error}; nor by nft: {no_nft}") from None
 
 
-def remove_leftovers(hooks: Hooks) -> None:
-    """Take out what a killed engine has left with another back end; a packet would be queued twice.
+def remove_leftovers(hooks: Hooks | None = None) -> None:
+    """Take out what a killed engine, or a guard, has left.
 
-    To be called when `hooks` are in place, so that there is no moment without any.
+    Args:
+        hooks: The back end whose rules stay, and are in place; a packet would be queued twice.  None for none.
 
     Raises:
         HostError: It is there and cannot be removed.
     """
     for name, back_end in BACK_ENDS.items():
-        if name == hooks.name:
+        if hooks is not None and name == hooks.name:
             continue
         try:
             other = back_end((0, 0))

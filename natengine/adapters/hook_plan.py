@@ -5,6 +5,9 @@
     SENDING      raw    OUTPUT         the head's own, as ARRIVING, where a rule translates their destination
     RECEIVING    mangle INPUT          the answers to them, as LEAVING
 
+The guard of a gateway that has stopped: what is not the head's own neither leaves nor arrives, and the head does
+not tell anybody that the workers' connections are gone, so that the next engine can go on with them.
+
 Hairpinning: what comes from inside for an uplink's own address is taken, too, and marked with one bit; marked
 packets are taken once more where they leave.  Other bits of a packet's mark stay as they are.
 
@@ -42,15 +45,31 @@ class Action(enum.Enum):
     MARK = enum.auto()          # set the plan's mark, and go on to the next rule
 
 
+class Only(enum.Enum):
+    """What else a packet must be."""
+
+    ANYTHING = enum.auto()
+    FOREIGN = enum.auto()           # its source (leaving) or destination (arriving) is another host's
+    TCP_RESET = enum.auto()
+    UNREACHABLE = enum.auto()       # ICMP destination unreachable
+
+
 class HookRule(NamedTuple):
     """One rule: a packet that has all of this is taken."""
 
     place: Place
     interface: str = ""                     # arriving on, or leaving over; a trailing `+` is iptables' wildcard
     except_interface: str = ""              # any interface but this
+    only: Only = Only.ANYTHING
     destination: str = ""                   # an address or a prefix
     has_mark: bool = False                  # the plan's mark
     action: Action = Action.QUEUE
+
+
+GUARDED = {
+    Place.LEAVING: (Only.FOREIGN, Only.TCP_RESET, Only.UNREACHABLE),
+    Place.ARRIVING: (Only.FOREIGN,),
+}
 
 
 class HookPlan(NamedTuple):
@@ -58,6 +77,7 @@ class HookPlan(NamedTuple):
 
     uplinks: tuple[str, ...] = ()           # interface names or patterns
     any_interface: bool = False             # every interface but the loopback, whatever `uplinks` says
+    guard: bool = False                     # nobody listens: drop there what is not the head's own
     addresses: tuple[str, ...] = ()         # dotted quads: packets to these are taken on any interface
     mark: int = 0                           # bits of the packet mark; 0: only what an interface says is taken
     own_destinations: tuple[str, ...] = ()  # prefixes: the head's own packets to these are taken
@@ -69,23 +89,29 @@ class HookPlan(NamedTuple):
         if place is Place.RECEIVING and not self.for_own:
             return []
         if self.any_interface:
-            return [HookRule(place, except_interface="lo")]
-        rules = [HookRule(place, uplink) for uplink in self.uplinks]
-        if self.mark and (self.addresses or self.own_destinations):
+            rules = [HookRule(place, except_interface="lo")]
+        else:
+            rules = [HookRule(place, uplink) for uplink in self.uplinks]
+        if self.guard:
+            return [rule._replace(only=only, action=Action.DROP) for rule in rules for only in GUARDED[place]]
+        if self.mark and (self.addresses or self.own_destinations) and not self.any_interface:
             rules += self._marked(place, self.addresses if place is Place.ARRIVING else (), except_interface="lo")
         return rules
 
     @property
     def for_own(self) -> bool:
         """Whether the head's own packets are taken before they are routed."""
-        return bool(self.mark and self.own_destinations)
+        return bool(self.mark and self.own_destinations) and not self.guard
 
     @staticmethod
     def _marked(place: Place, destinations: tuple[str, ...], except_interface: str = "") -> list[HookRule]:
         """Return the rules that mark packets to some destinations, and take what is marked."""
         return [
-            *(HookRule(place, "", except_interface, each, action=Action.MARK) for each in destinations),
-            HookRule(place, "", except_interface, has_mark=True),
+            *(
+                HookRule(place, except_interface=except_interface, destination=each, action=Action.MARK)
+                for each in destinations
+            ),
+            HookRule(place, except_interface=except_interface, has_mark=True),
         ]
 
 

@@ -20,7 +20,7 @@ import subprocess
 from typing import NamedTuple
 
 from natengine.adapters import programs
-from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, Place
+from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, Only, Place
 from natengine.errors import HostError
 
 
@@ -42,6 +42,14 @@ CHAINS = {
     Place.RECEIVING: Chain("mangle", "INPUT", "natengine-receive", "-i"),
     Place.ARRIVING: Chain("raw", "PREROUTING", "natengine-in", "-i"),
     Place.SENDING: Chain("raw", "OUTPUT", "natengine-send", "-o"),
+}
+
+
+ONLY = {
+    (Place.LEAVING, Only.FOREIGN): "-m addrtype --src-type UNICAST",
+    (Place.ARRIVING, Only.FOREIGN): "-m addrtype --dst-type UNICAST",
+    (Place.LEAVING, Only.TCP_RESET): "-p tcp --tcp-flags RST RST",
+    (Place.LEAVING, Only.UNREACHABLE): "-p icmp --icmp-type destination-unreachable",
 }
 
 
@@ -74,7 +82,11 @@ class IptablesHooks:
         """
         if plan == self._installed:
             return
-        for place, chain in CHAINS.items():
+        places = list(CHAINS.items())
+        if self._installed is None and self._has_jump(CHAINS[Place.LEAVING]):
+            # A guard: it holds the head's answers to what arrives until that is looked at, so it goes last.
+            places.reverse()
+        for place, chain in places:
             rules = [f"-A {chain.name} {self._text(chain, rule, plan.mark)}" for rule in plan.rules(place)]
             has_jump = self._has_jump(chain)
             if rules or has_jump or place in ALWAYS:
@@ -102,6 +114,8 @@ class IptablesHooks:
             words.append(f"{chain.option} {rule.interface}")
         if rule.except_interface:
             words.append(f"! {chain.option} {rule.except_interface}")
+        if rule.only is not Only.ANYTHING:
+            words.append(ONLY[rule.place, rule.only])
         if rule.destination:
             words.append(f"-d {rule.destination}")
         if rule.has_mark:

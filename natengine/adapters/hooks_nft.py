@@ -22,7 +22,7 @@ import shutil
 from typing import NamedTuple
 
 from natengine.adapters import programs
-from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, Place
+from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, Only, Place
 from natengine.errors import HostError
 
 TABLE = "ip natengine"
@@ -45,6 +45,14 @@ CHAINS = {
     Place.RECEIVING: Chain("receiving", "input", -151, "iifname"),
     Place.ARRIVING: Chain("arriving", "prerouting", -301, "iifname"),
     Place.SENDING: Chain("sending", "output", -301, "oifname"),
+}
+
+
+ONLY = {
+    (Place.LEAVING, Only.FOREIGN): "fib saddr type unicast",
+    (Place.ARRIVING, Only.FOREIGN): "fib daddr type unicast",
+    (Place.LEAVING, Only.TCP_RESET): "tcp flags & rst == rst",
+    (Place.LEAVING, Only.UNREACHABLE): "icmp type destination-unreachable",
 }
 
 
@@ -120,6 +128,8 @@ class NftHooks:
             words.append(f"{chain.key} {_quoted(rule.interface)}")
         if rule.except_interface:
             words.append(f"{chain.key} != {_quoted(rule.except_interface)}")
+        if rule.only is not Only.ANYTHING:
+            words.append(ONLY[rule.place, rule.only])
         if rule.destination:
             words.append(f"ip daddr {rule.destination}")
         if rule.has_mark:

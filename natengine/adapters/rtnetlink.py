@@ -9,7 +9,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_LINK
 
 from natengine.vocab import Interface, Route
-from natengine.wire.addr import mask_of_length, parse_ipv4
+from natengine.wire.addr import Prefix, mask_of_length, parse_ipv4
 
 AF_INET = 2
 IFA_F_SECONDARY = 0x01              # linux/if_addr.h
@@ -45,11 +45,15 @@ class RouteSocket:
         addresses: dict[int, list[int]] = defaultdict(list)
         secondary: dict[int, list[int]] = defaultdict(list)
         broadcasts: dict[int, list[int]] = defaultdict(list)
+        networks: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for message in self._dumps.get_addr(family=AF_INET):
             ifindex = message["index"]
             local = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             flags = message.get_attr("IFA_FLAGS") or message["flags"]
             (secondary if flags & IFA_F_SECONDARY else addresses)[ifindex].append(parse_ipv4(local))
+            # of a point-to-point link it is the peer, with its prefix length; else the interface's own
+            prefix = Prefix.of_length(parse_ipv4(message.get_attr("IFA_ADDRESS") or local), message["prefixlen"])
+            networks[ifindex].append((prefix.network, prefix.mask))
             broadcast = message.get_attr("IFA_BROADCAST")
             if broadcast:
                 broadcasts[ifindex].append(parse_ipv4(broadcast))
@@ -60,6 +64,8 @@ class RouteSocket:
                 link["index"], link.get_attr("IFLA_IFNAME"),
                 tuple(addresses[link["index"]] + secondary[link["index"]]),
                 tuple(broadcasts[link["index"]]), link["index"] in default, bool(link["flags"] & IFF_UP),
+                tuple(networks[link["index"]]),
+                link.get_attr("IFLA_MTU"),
             )
             for link in self._dumps.get_links()
         ]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import grp
 import json
 import os
 import sys
@@ -27,12 +28,16 @@ natengine, a NAT gateway in user space
 
 usage: natengine [--run-dir DIR] COMMAND …
 
-  run        be the gateway of this network namespace, in the foreground
-  iptables   look at the rules and change them, in iptables' language
-  save       write the rules to a file          (/etc/natengine/rules.v4)
-  restore    replace the rules by a file's
-  status     interfaces, flows, counters        (--json)
-  conntrack  the connection table, in conntrack's language
+  run               be the gateway of this network namespace, in the foreground
+  iptables          look at the rules and change them, in iptables' language
+  iptables-save     print the rules as iptables-save does
+  iptables-restore  replace the rules by such a text
+  save              write the rules to a file          (/etc/natengine/rules.v4)
+  restore           replace the rules by a file's
+  status            interfaces, flows, counters        (--json)
+  conntrack         the connection table, in conntrack's language
+  state             check a state file                 (natengine state check)
+  hooks             open what a stopped engine closed  (natengine hooks remove)
 
 `natengine COMMAND --help` says more about each.
 
@@ -99,6 +104,7 @@ def _run(words: list[str], run_dir: Path) -> int:
     signals = StopSignals()             # before the imports that take a while
     from natengine.app import daemon
     from natengine.app.gateway import GatewayConfig
+    from natengine.app.state import FILE_NAME, NO_STATE
 
     options = _run_parser().parse_args(words)
     rules = daemon.RulesFile(options.rules or _rules_path(), required=options.rules is not None)
@@ -110,6 +116,8 @@ def _run(words: list[str], run_dir: Path) -> int:
             max_flows=options.max_flows, max_flows_per_host=options.max_flows_per_host,
             hooks=options.hooks and HookBackEnd(options.hooks),
         ),
+        None if options.state == NO_STATE else options.state or run_dir / FILE_NAME,
+        guard=options.guard, readers=options.control_group,
     )
     return daemon.run(config, rules, signals)
 
@@ -142,6 +150,7 @@ def _run_parser() -> _Parser:
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help=f"settings, in TOML ({DEFAULT_SETTINGS} if it exists)"
     )
+    _add_options_for_others(parser)
     parser.add_argument(
         "--max-flows", type=_number(1, 1 << 24), metavar="N",
         help=f"capacity of the connection table ({Settings.max_flows})",
@@ -156,6 +165,22 @@ def _run_parser() -> _Parser:
     return parser
 
 
+def _add_options_for_others(parser: _Parser) -> None:
+    """What the next engine finds, what holds without an engine, and who may look."""
+    parser.add_argument(
+        "--state", type=Path, metavar="FILE",
+        help="where the flows are kept, to outlive the engine (flows.state in the run directory); none: nowhere",
+    )
+    parser.add_argument(
+        "--control-group", type=_group, metavar="GROUP",
+        help="whose members may see rules, flows and counters; changes are root's (nobody)",
+    )
+    parser.add_argument(
+        "--guard", action="store_true",
+        help="leave the uplinks closed to forwarded packets when it stops (natengine hooks remove opens them)",
+    )
+
+
 def _number(first: int, last: int) -> Callable[[str], int]:
     """Return an argparse type for the numbers `first` to `last`."""
 
@@ -167,6 +192,14 @@ def _number(first: int, last: int) -> Callable[[str], int]:
     return read
 
 
+def _group(name: str) -> int:
+    """Return the number of a group, as an argparse type."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{name!r} is no group; make it first: groupadd --system {name}") from None
+
+
 def _rules_path() -> Path:
     return Path(os.environ.get("NATENGINE_RULES") or DEFAULT_RULES)
 
@@ -175,6 +208,18 @@ def _iptables(words: list[str], run_dir: Path) -> int:
     from natengine.app import rules_cli
 
     return rules_cli.iptables(words, run_dir)
+
+
+def _iptables_save(words: list[str], run_dir: Path) -> int:
+    from natengine.app import rules_cli
+
+    return rules_cli.iptables_save(words, run_dir)
+
+
+def _iptables_restore(words: list[str], run_dir: Path) -> int:
+    from natengine.app import rules_cli
+
+    return rules_cli.iptables_restore(words, run_dir)
 
 
 def _save(words: list[str], run_dir: Path) -> int:
@@ -192,7 +237,9 @@ def _restore(words: list[str], run_dir: Path) -> int:
 
     parser = _Parser("natengine restore", description="Replace the rules by those of a file; flows stay.")
     parser.add_argument("--file", type=Path, default=_rules_path(), metavar="F", help="the file (%(default)s)")
-    return rules_cli.restore(parser.parse_args(words).file, run_dir)
+    parser.add_argument("--flush-flows", action="store_true", help="end every flow afterwards")
+    options = parser.parse_args(words)
+    return rules_cli.restore(options.file, run_dir, flush_flows=options.flush_flows)
 
 
 def _status(words: list[str], run_dir: Path) -> int:
@@ -211,6 +258,30 @@ def _status(words: list[str], run_dir: Path) -> int:
     return 0
 
 
+def _state(words: list[str], run_dir: Path) -> int:
+    from natengine.app import state
+
+    parser = _Parser("natengine state", description="Say whether an engine would take a state file over.")
+    parser.add_argument("action", choices=["check"])
+    parser.add_argument(
+        "file", type=Path, nargs="?", default=run_dir / state.FILE_NAME, metavar="FILE", help="the file (%(default)s)"
+    )
+    print(state.check(parser.parse_args(words).file))
+    return 0
+
+
+def _hooks(words: list[str], run_dir: Path) -> int:
+    from natengine.app import daemon
+
+    parser = _Parser(
+        "natengine hooks", description="Take out what a stopped or killed engine has left in the kernel."
+    )
+    parser.add_argument("action", choices=["remove"])
+    parser.parse_args(words)
+    daemon.remove_hooks(run_dir)
+    return 0
+
+
 def _conntrack(words: list[str], run_dir: Path) -> int:
     from natengine.app.client import ask
 
@@ -223,8 +294,12 @@ def _conntrack(words: list[str], run_dir: Path) -> int:
 COMMANDS: dict[str, Callable[[list[str], Path], int]] = {
     "run": _run,
     "iptables": _iptables,
+    "iptables-save": _iptables_save,
+    "iptables-restore": _iptables_restore,
     "save": _save,
     "restore": _restore,
     "status": _status,
+    "state": _state,
+    "hooks": _hooks,
     "conntrack": _conntrack,
 }

@@ -28,7 +28,9 @@ def ask(run_dir: Path, command: str, **arguments: object) -> dict[str, Any]:
     answer = _exchange(run_dir / SOCKET_NAME, request)
     if answer.get("ok"):
         return answer
-    raise _KINDS.get(str(answer.get("kind")), ControlError)(str(answer.get("error", "no reason given")))
+    error = _KINDS.get(str(answer.get("kind")), ControlError)(str(answer.get("error", "no reason given")))
+    error.exit_status = int(answer.get("exit_status", error.exit_status))
+    raise error
 
 
 def _exchange(path: Path, request: bytes) -> dict[str, Any]:

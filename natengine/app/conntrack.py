@@ -16,9 +16,14 @@ from natengine.flow.records import FlowInfo
 from natengine.flow.tcp_state import TcpState
 from natengine.vocab import Proto
 from natengine.wire.addr import Prefix, format_ipv4, parse_prefix
-from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST
+from natengine.wire.ipv4 import ICMP_COUNTERPART, WITH_PORTS
 
 PROGRAM = "natengine conntrack"
+# the protocols that conntrack(8) has a name for
+NAMES: dict[int, str] = {
+    proto: proto.name.lower()
+    for proto in (Proto.ICMP, Proto.TCP, Proto.UDP, Proto.DCCP, Proto.GRE, Proto.SCTP, Proto.UDPLITE)
+}
 TCP_STATES = tuple(state.name for state in TcpState if state is not TcpState.NONE)
 
 
@@ -28,6 +33,15 @@ class Answer(NamedTuple):
     stdout: str
     stderr: str
     exit_status: int
+
+
+def only_looks(words: list[str]) -> bool:
+    """Whether a command deletes nothing; one that cannot be read is for `run` to refuse."""
+    try:
+        options = _parser().parse_args(words)
+    except (ConfigError, _HelpWanted):
+        return True
+    return not (options.delete or options.flush)
 
 
 class _Tuple(NamedTuple):
@@ -62,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-D", "--delete", action="store_true", help="delete the flows that match the filters")
     command.add_argument("-F", "--flush", action="store_true", help="delete all flows")
     parser.add_argument("table", nargs="?", choices=["conntrack"], help=argparse.SUPPRESS)
-    parser.add_argument("-p", "--protonum", "--proto", dest="proto", metavar="PROTO", help="tcp, udp, icmp or a number")
+    parser.add_argument("-p", "--protonum", "--proto", dest="proto", metavar="PROTO", help="a name or a number")
     for short, long, what in (
         ("-s", "--orig-src", "source"), ("-d", "--orig-dst", "destination"),
         ("-r", "--reply-src", "source of replies"), ("-q", "--reply-dst", "destination of replies"),
@@ -88,32 +102,36 @@ def directions(flow: FlowInfo) -> tuple[_Tuple, _Tuple]:
 def format_flow(flow: FlowInfo, now_ns: int, *, extended: bool = False) -> str:
     """Return a flow as a line of `conntrack -L` on a kernel that counts (nf_conntrack_acct=1)."""
     spec = flow.spec
-    proto = Proto(spec.proto)
     original, reply = directions(flow)
     left = max(0, (flow.deadline_ns - now_ns) // 1_000_000_000)
     words = ["ipv4     2"] if extended else []
-    words.append(f"{proto.name.lower():<8} {proto:d} {left}")
-    if proto is Proto.TCP:
+    words.append(f"{NAMES.get(spec.proto, 'unknown'):<8} {spec.proto} {left}")
+    if spec.proto == Proto.TCP:
         words.append(TcpState(flow.tcp_state).name)
-    words.append(_format_tuple(flow, original, ICMP_ECHO_REQUEST))
+    words.append(_format_tuple(flow, original))
     words.append(f"packets={flow.original_packets} bytes={flow.original_bytes}")
     if not flow.seen_reply:
         words.append("[UNREPLIED]")
-    words.append(_format_tuple(flow, reply, ICMP_ECHO_REPLY))
+    words.append(_format_tuple(flow, reply))
     words.append(f"packets={flow.reply_packets} bytes={flow.reply_bytes}")
     if flow.assured:
         words.append("[ASSURED]")
     return " ".join([*words, "mark=0", "use=1"])
 
 
-def _format_tuple(flow: FlowInfo, way: _Tuple, icmp_type: int) -> str:
-    addresses = f"src={format_ipv4(way.src)} dst={format_ipv4(way.dst)}"
-    if flow.spec.proto != Proto.ICMP:
-        return f"{addresses} sport={way.src_port} dport={way.dst_port}"
+def _format_tuple(flow: FlowInfo, way: _Tuple) -> str:
+    """Return a tuple as libnetfilter_conntrack does: what follows the addresses depends on the protocol."""
     spec = flow.spec
-    inside_view = way.src == spec.inside_ip if spec.from_inside else way.dst == spec.inside_ip
-    ident = spec.inside_port if inside_view else spec.outside_port
-    return f"{addresses} type={icmp_type} code=0 id={ident}"
+    addresses = f"src={format_ipv4(way.src)} dst={format_ipv4(way.dst)}"
+    if spec.proto in WITH_PORTS:
+        return f"{addresses} sport={way.src_port} dport={way.dst_port}"
+    if spec.proto == Proto.GRE:
+        return f"{addresses} srckey=0x0 dstkey=0x0"         # call ids are not looked at
+    if spec.proto != Proto.ICMP:
+        return addresses
+    leaves = way.src == spec.inside_ip
+    icmp_type = spec.peer_port if leaves else ICMP_COUNTERPART[spec.peer_port]
+    return f"{addresses} type={icmp_type} code=0 id={spec.inside_port if leaves else spec.outside_port}"
 
 
 def _filter(options: argparse.Namespace) -> Callable[[FlowInfo], bool]:
@@ -151,7 +169,9 @@ def _protocol(text: str) -> int:
     try:
         return Proto[text.upper()]
     except KeyError:
-        raise ConfigError(f"{PROGRAM}: unknown protocol `{text}': say tcp, udp, icmp or a number") from None
+        raise ConfigError(
+            f"{PROGRAM}: unknown protocol `{text}': say {', '.join(NAMES.values())} or a number"
+        ) from None
 
 
 def run(

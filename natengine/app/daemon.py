@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from natengine.adapters.forwarding import Forwarding
+from natengine.adapters.hook_backends import remove_leftovers
 from natengine.adapters.notify import notify, watchdog_interval_s
 from natengine.app.control import ControlServer
 from natengine.app.gateway import Gateway, GatewayConfig
@@ -76,7 +78,7 @@ def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
         raise HostError("natengine run must be root: it takes packets from the kernel")
     text = rules.read()
     signals.remember()
-    run_dir = RunDir(config.run_dir)
+    run_dir = RunDir(config.run_dir, config.readers)
     try:
         _serve(config, text, str(rules.path), signals)
     finally:
@@ -87,7 +89,7 @@ def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
 def _serve(config: GatewayConfig, text: str | None, source: str, signals: StopSignals) -> None:
     gateway = Gateway(config, text, source)
     try:
-        control = ControlServer(gateway, config.run_dir)
+        control = ControlServer(gateway, config.run_dir, config.readers)
         try:
             control.start()
             interval = watchdog_interval_s()
@@ -104,6 +106,22 @@ def _serve(config: GatewayConfig, text: str | None, source: str, signals: StopSi
             control.close()
     finally:
         gateway.close()
+
+
+def remove_hooks(path: Path) -> None:
+    """Take out the guard that an engine has left, or the hooks of one that was killed.
+
+    Raises:
+        HostError: Not root, an engine is running with this run directory, or they cannot be removed.
+    """
+    if os.geteuid() != 0:
+        raise HostError("natengine hooks must be root: it changes the kernel's rules")
+    run_dir = RunDir(path)
+    try:
+        remove_leftovers()
+        Forwarding(path).restore()
+    finally:
+        run_dir.close()
 
 
 def _say_alive() -> None:

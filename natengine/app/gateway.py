@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,20 +24,23 @@ from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
+from natengine.app.log import Log
 from natengine.app.loop import Loop
+from natengine.app.state import open_table
 from natengine.errors import ConfigError, HostError
-from natengine.fastpath import FastPath, configure, create
+from natengine.fastpath import FastPath
 from natengine.flow.records import FlowInfo
 from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
-from natengine.frontend.save import dump, parse_restore
+from natengine.frontend.save import REPLACE, RestoreOptions, dump, parse_restore
+from natengine.frontend.wording import left_alone
 from natengine.nat.destination import taken_by
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import LOOPBACK, InterfaceTable
 from natengine.nat.policy import interface_matches, is_uplink, join_uplinks
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
-from natengine.rules.model import RuleSet, Uplinks
+from natengine.rules.model import LEFT_ALONE, RuleSet, TableName, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import Decision, PacketMeta
 from natengine.wire.addr import format_ipv4
@@ -46,6 +48,8 @@ from natengine.wire.addr import format_ipv4
 T = TypeVar("T")
 
 LOOK_AT_PORTS_NS = 5_000_000_000
+TELL_REFUSALS_NS = 1_000_000_000
+LOOKS_A_TURN = 4096                 # flows that are copied between two batches of packets: some milliseconds
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,9 @@ class GatewayConfig:
     io: str = "auto"
     fastpath: str = "auto"
     settings: Settings = field(default_factory=Settings)
-
-
-def make_fast_path(choice: str, settings: Settings) -> tuple[str, FastPath]:
-    """Return the name of a fast path and an empty one of that kind."""
-    return create(choice, configure(settings, os.urandom(16)))
+    state: Path | None = None           # the state file; None for none
+    guard: bool = False                 # whether the uplinks stay closed when it stops
+    readers: int | None = None          # a group that may look, by its number
 
 
 def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
@@ -97,39 +99,62 @@ class Gateway:
             HostError: The machine cannot do it.  Nothing is left installed.
         """
         self.config = config
+        self.log = Log()
         self.started_ns = now_ns()
-        self.backend, fast = make_fast_path(config.fastpath, config.settings)
-        self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
-        ruleset, counters = parse_restore(ruleset_text or "", source=source)
+        ruleset, counters = parse_restore(
+            ruleset_text or "", source=source,
+            report=lambda warning: self.log.write(f"{source}: warning: {warning}"),
+        )
         check_executable(ruleset)
+        self.backend, fast, self.state = open_table(config.fastpath, config.settings, config.state)
         self._undo: list[Callable[[], None]] = []
+        if self.state is not None:
+            if self.state.note:
+                self.log.write(self.state.note)
+            self._keep(self.state, lambda state: state.close(keep=len(fast) > 0))
+        self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
         try:
-            self._routes = self._keep(RouteSocket(), RouteSocket.close)
-            self.engine.replace_interfaces(InterfaceTable(*self._routes.read()), now_ns())
-            self._look_at_local_ports()
-            problems = check_uplinks(ruleset.uplinks(), self.engine.interfaces)
-            if problems:
-                raise HostError("; ".join(problems))
-            self.engine.replace_ruleset(ruleset, counters)
-            self._sender = self._keep(RawSender(), RawSender.close)
-            self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
-            self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
-            self._undo.append(self.hooks.remove)
-            self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
-            if self.engine.uplinks == Uplinks():
-                # Whoever was killed here may have left forwarding on, and hooks that are about to go.
-                self._forwarding.restore()
-            self._take_from(self.engine.uplinks, ruleset)
-            remove_leftovers(self.hooks)
-            self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
-            self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
-            self.loop.watch(self._routes.fileno(), self._interfaces_changed)
+            self._open(fast, ruleset, counters)
         except BaseException as error:
             try:
                 self.close()
             except HostError as leftover:
                 raise HostError(f"{error}; besides: {leftover}") from error
             raise
+
+    def _open(self, fast: FastPath, ruleset: RuleSet, counters: RuleCounters) -> None:
+        """Get hold of everything that a gateway needs of the machine, in the order of a start."""
+        config = self.config
+        self._routes = self._keep(RouteSocket(), RouteSocket.close)
+        self.engine.replace_interfaces(InterfaceTable(*self._routes.read()), now_ns())
+        self.taken_over = self.engine.take_over(config.settings.max_flows, now_ns())
+        self._look_at_local_ports()
+        problems = check_uplinks(ruleset.uplinks(), self.engine.interfaces)
+        if problems:
+            raise HostError("; ".join(problems))
+        self.engine.replace_ruleset(ruleset, counters)
+        self._sender = self._keep(RawSender(), RawSender.close)
+        self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
+        self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
+        self._undo.append(self._unhook)
+        self._forwarding = self._keep(Forwarding(config.run_dir), Forwarding.restore)
+        if self.engine.uplinks == Uplinks():
+            # Whoever was killed here may have left forwarding on, and hooks that are about to go.
+            self._forwarding.restore()
+        self._take_from(self.engine.uplinks, ruleset)
+        remove_leftovers(self.hooks)
+        self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
+        self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
+        self.loop.every(TELL_REFUSALS_NS, self._tell_refusals)
+        self.loop.watch(self._routes.fileno(), self._interfaces_changed)
+
+    def _unhook(self) -> None:
+        """Take the hooks out; or leave a guard, so that a gateway that has stopped is closed."""
+        uplinks = self.engine.uplinks
+        if self.config.guard and uplinks != Uplinks():
+            self.hooks.sync(HookPlan(uplinks.patterns, uplinks.any_interface, guard=True))
+        else:
+            self.hooks.remove()
 
     def _keep(self, thing: T, undo: Callable[[T], None]) -> T:
         self._undo.append(lambda: undo(thing))
@@ -175,11 +200,13 @@ class Gateway:
         return ended
 
     def _follow_up(self) -> None:
-        """Release the packets that were held until now, and send what the engine itself has to say."""
+        """Release the packets that were held until now, and say what the engine has to say, to hosts and to the log."""
         for decision in self.engine.take_released():
             self.io.release(decision)
         if self.engine.outbox:
             self._sender.send(self.engine.outbox.take())
+        if self.engine.log:
+            self.log.write_lines(self.engine.log.take())
 
     def call(self, function: Callable[[], T]) -> T:
         """Run a function in the packet thread, from any other one."""
@@ -208,7 +235,10 @@ class Gateway:
         try:
             self.hooks.sync(self._plan(self.engine.uplinks, self.engine.ruleset))
         except HostError as error:      # what is translated goes on; it is tried again at the next change
-            print(f"natengine: {error}", file=sys.stderr, flush=True)
+            self.log.write(str(error))
+
+    def _tell_refusals(self) -> None:
+        self.log.tell_refusals(self.engine.stats().by_reason, now_ns())
 
     def _look_at_local_ports(self) -> None:
         self.engine.replace_local_ports(read_local_ports())
@@ -230,7 +260,7 @@ class Gateway:
             own.update((ip, None) for ip in interfaces.addresses if not LOOPBACK.contains(ip))
         return HookPlan(
             tuple(dict.fromkeys(uplinks.patterns + taken.interfaces)), uplinks.any_interface or taken.any_interface,
-            tuple(map(format_ipv4, own)), mark, tuple(map(str, taken.output)),
+            addresses=tuple(map(format_ipv4, own)), mark=mark, own_destinations=tuple(map(str, taken.output)),
         )
 
     def _put_in_force(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> list[str]:
@@ -253,27 +283,53 @@ class Gateway:
         after = command.apply(before)
         warnings = [] if after is before else self._put_in_force(after)
         command.touch_counters(before, after, self.engine.counters)
+        if command.flush_flows:
+            self._flush_flows()
+        if command.adds_rules and command.table in LEFT_ALONE:
+            warnings = [*warnings, left_alone(after.table(command.table))]
         return warnings
+
+    def _flush_flows(self) -> None:
+        self.delete_flows([info.flow_id for info in self.engine.flows()])
 
     def delete_flows(self, flow_ids: list[int]) -> int:
         """End these flows and return how many of them there were."""
         return sum(self.engine.remove_flow(flow_id, now_ns()) for flow_id in flow_ids)
 
-    def restore(self, text: str) -> list[str]:
-        """Replace the tables that iptables-save text names; return warnings."""
-        return self._put_in_force(
-            *parse_restore(text, base=self.engine.ruleset, base_counters=self.engine.counters)
+    def restore(
+        self, text: str, options: RestoreOptions = REPLACE, *, test: bool = False, flush_flows: bool = False
+    ) -> list[str]:
+        """Replace the tables that iptables-save text names, or add to them; return warnings.
+
+        Args:
+            test: Only find out whether it can be done.
+            flush_flows: End every flow afterwards.
+        """
+        warnings: list[str] = []
+        ruleset, counters = parse_restore(
+            text, base=self.engine.ruleset, base_counters=self.engine.counters, options=options,
+            report=warnings.append,
         )
+        if test:
+            check_executable(ruleset)
+            return warnings
+        warnings += self._put_in_force(ruleset, counters)
+        if flush_flows:
+            self._flush_flows()
+        return warnings
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────
 
-    def save_text(self, *, counters: bool) -> str:
-        """Return the rule set as iptables-save text."""
-        return dump(self.engine.ruleset, self.engine.counters if counters else None)
+    def save_text(self, *, counters: bool, table: TableName | None = None) -> str:
+        """Return the rule set, or one table of it, as iptables-save text."""
+        return dump(
+            self.engine.ruleset, self.engine.counters, rule_counters=counters, tables=None if table is None else [table]
+        )
 
-    def flows(self) -> list[FlowInfo]:
-        """Return a copy of the connection table."""
-        return self.engine.flows()
+    def flows(self, first_id: int = 0) -> tuple[list[FlowInfo], int | None]:
+        """Return a copy of a piece of the connection table, and where the next one begins; None at the end."""
+        end = min(first_id + LOOKS_A_TURN, self.config.settings.max_flows)
+        return self.engine.flows(range(first_id, end)), end if end < self.config.settings.max_flows else None
 
     def status(self) -> dict[str, object]:
         """Return what `natengine status --json` prints."""
@@ -300,7 +356,10 @@ class Gateway:
             "rules": {
                 table.name.value: list_specs(self.engine.ruleset, table=table.name).splitlines()
                 for table in self.engine.ruleset.tables
+                if not (table.name in LEFT_ALONE and table.untouched)
             },
+            "log_lines_lost": self.log.lost,
+            "state": None if self.state is None else {"file": str(self.state.path), "taken_over": self.taken_over},
             "flows": stats.flows,
             "max_flows": self.config.settings.max_flows,
             "mappings": stats.mappings,

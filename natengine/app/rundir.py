@@ -1,7 +1,7 @@
 """The run directory of one engine: control socket, pid file, what has to be put back.
 
-Mode 0700.  The pid file is locked for as long as the engine lives; that, and not its presence, says
-whether an engine is running.
+Mode 0700, or 0710 for a group that may ask the engine.  The pid file is locked for as long as the
+engine lives; that, and not its presence, says whether an engine is running.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from natengine.errors import HostError
 
 DEFAULT = Path("/run/natengine")
 PID_NAME = "pid"
-OWN_FILES = {PID_NAME, "control.sock", "ip_forward.before"}
+OWN_FILES = {PID_NAME, "control.sock", "ip_forward.before", "flows.state", "flows.state.new", "flows.state.aside"}
 
 
 class RunDir:
     """Holds a run directory for one engine."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, readers: int | None = None) -> None:
         """Make the directory and take the lock.
+
+        Args:
+            readers: A group, by its number, whose members may reach the control socket.
 
         Raises:
             HostError: It cannot be made, or another engine has it.
@@ -31,6 +34,9 @@ class RunDir:
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_private()
+            if readers is not None:
+                os.chown(path, -1, readers)
+                path.chmod(0o710)
             self._pid_fd = self._open_locked()
         except HostError:
             raise

@@ -214,6 +214,25 @@ class MappingTable:
         """Hold a mapping that exists for one more flow of its owner; wants a `release`."""
         self._by_outside[outside].flows += 1
 
+    def adopt(self, inside: Endpoint, outside: Endpoint, ifindex: int, now_ns: int) -> None:
+        """Hold an outside endpoint for a flow that has it already; who comes first is the owner.
+
+        Wants a `release`.  A port that the head itself uses by now is nobody's mapping; the flow goes on without.
+        """
+        mapping = self._by_outside.get(outside)
+        if mapping is None:
+            port = outside.port_or_icmp_id
+            # as for the head, who is under no limit: the flow is there
+            if isinstance(self._make(Wanted(inside, outside.ip, ports=(port, port)), now_ns), NoPort):
+                return
+            mapping = self._by_outside[outside]
+        elif mapping.inside == inside:
+            mapping.flows += 1
+        else:
+            mapping.guests += 1
+        if mapping.inside == inside:
+            mapping.ifindex = ifindex
+
     def hold(
         self, inside: Endpoint, outside: Endpoint, ifindex: int, now_ns: int, *, make: bool = True
     ) -> None:

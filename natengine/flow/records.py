@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from natengine.flow.tcp_window import Sides
 from natengine.vocab import Hook, Proto
-from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST
+from natengine.wire.ipv4 import ICMP_COUNTERPART
 
 
 class Path(enum.IntEnum):
@@ -30,7 +30,7 @@ class Path(enum.IntEnum):
     TRANSLATED = 1          # known flow, rewritten in place
     UNCHANGED = 2           # known flow whose inside and outside endpoints are the same
     MISS = 3                # no such flow: the engine decides
-    SPECIAL = 4             # not for the fast path: a fragment, another protocol, an ICMP error
+    SPECIAL = 4             # not for the fast path: a fragment, an ICMP error
     STALE = 5               # known flow, but the rules changed since it was last allowed, or its route did
     REFUSED_STATE = 6       # known flow, TCP segment against its state: drop
     REFUSED_FORWARD = 7     # known flow, the FORWARD chain does not let this direction pass: drop
@@ -60,7 +60,7 @@ class FlowKey(NamedTuple):
 
 
 class FlowSpec(NamedTuple):
-    """A flow to install.  Addresses and ports host order."""
+    """A flow to install.  Addresses and ports host order; a protocol without ports has 0 for them."""
 
     proto: int
     inside_ip: int
@@ -106,14 +106,12 @@ class FlowInfo(NamedTuple):
 
 
 def icmp_query_port(hook: int, icmp_type: int) -> int:
-    """Return what stands for the peer's port in an ICMP echo flow: the type that the inside sends.
+    """Return what stands for the peer's port in an ICMP query flow: the type that the inside sends.
 
     A request that we send and a request that the peer sends may carry the same identifier; they
     are two sessions (RFC 5508 REQ-1), and this keeps them apart.
     """
-    if hook == Hook.POSTROUTING:
-        return icmp_type
-    return ICMP_ECHO_REQUEST if icmp_type == ICMP_ECHO_REPLY else ICMP_ECHO_REPLY
+    return icmp_type if hook == Hook.POSTROUTING else ICMP_COUNTERPART.get(icmp_type, icmp_type)
 
 
 def flow_key(hook: int, proto: int, src: int, src_port: int, dst: int, dst_port: int, icmp_type: int) -> FlowKey:

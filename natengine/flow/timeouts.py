@@ -17,5 +17,12 @@ NEVER_NS = 2**62                    # a timeout longer than any: one that does n
 
 def timeouts_by_protocol(timeouts: Timeouts) -> tuple[int, ...]:
     """Return the idle timeout in nanoseconds of each protocol, by its number; TCP's is not used."""
-    own = {Proto.ICMP: timeouts.icmp_query_ns}
-    return tuple(own.get(proto, timeouts.udp_ns) for proto in range(PROTOCOLS))     # type: ignore[call-overload]
+    own: dict[int, int] = {
+        Proto.UDP: timeouts.udp_ns,
+        Proto.ICMP: timeouts.icmp_query_ns,
+        Proto.UDPLITE: timeouts.udplite_ns,
+        Proto.DCCP: timeouts.dccp_ns,
+        Proto.SCTP: timeouts.sctp_ns,
+        Proto.GRE: timeouts.gre_ns,
+    }
+    return tuple(own.get(proto, timeouts.generic_ns) for proto in range(PROTOCOLS))

@@ -1,6 +1,6 @@
 """What `-s` and `-d` take: a list of addresses, prefixes and host names.
 
-Departures: a number alone (`0x0a000001`) and parts in octal are not addresses here.
+Departures: a number in hexadecimal (`0x0a000001`) and parts in octal are not addresses here.
 """
 
 from __future__ import annotations
@@ -27,6 +27,36 @@ def parse_addresses(text: str, inverted: bool, host: HostLookup | None) -> tuple
     if inverted and len(tests) > 1:
         raise RuleSyntaxError("! not allowed with multiple source or destination IP addresses")
     return tuple(tests)
+
+
+def network_prefix(extension: str, option: str, text: str, host: HostLookup | None) -> tuple[int, int]:
+    """Return address and mask of the one `ADDRESS[/MASK]` that an option of a match or target takes.
+
+    Stricter than iptables: of a mask with holes, or a length beyond 32, it makes 32.
+    """
+    name, slash, last = text.rpartition("/")
+    mask = ALL_ONES
+    if slash:
+        try:
+            mask = _mask(last)
+        except RuleSyntaxError:
+            mask = -1
+        if mask < 0 or Prefix(0, mask).length is None:
+            raise RuleSyntaxError(
+                f'{extension}: bad value for option "--{option}", neither a valid network mask nor valid CIDR (0-32).'
+            )
+    found = _addresses(_as_inet_aton(name if slash else last), host)
+    if len(found) > 1:
+        raise RuleSyntaxError(f'{extension}: option "--{option}" takes one address, and "{text}" has several')
+    return found[0], mask
+
+
+def _as_inet_aton(name: str) -> str:
+    """Fill a short address up before its last part: here, 10.1 is 10.0.0.1, other than for `-s`."""
+    *parts, last = name.split(".")
+    if len(parts) < 3 and all(part.isascii() and part.isdigit() for part in (*parts, last)):
+        return ".".join([*parts, *["0"] * (3 - len(parts)), last])
+    return name
 
 
 def _mask(text: str) -> int:

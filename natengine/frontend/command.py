@@ -11,10 +11,13 @@ import itertools
 from dataclasses import dataclass, replace
 
 from natengine.errors import RuleApplyError, RuleSyntaxError
-from natengine.frontend.printers import rule_words, target_name, target_words
+from natengine.frontend.printers import rule_words, target_words
+from natengine.frontend.target_printers import target_name
 from natengine.rules.counters import Count, RuleCounters
-from natengine.rules.model import NO_RULE, AddressTest, Chain, Policy, Rule, RuleSet, TableName
-from natengine.rules.validate import check_placement
+from natengine.rules.matches import AddressTest
+from natengine.rules.model import NO_RULE, Chain, Rule, RuleSet, TableName
+from natengine.rules.targets import Goto, Jump, Policy, Target
+from natengine.rules.validate import check_placement, check_table
 
 
 class Kind(enum.Enum):
@@ -30,13 +33,16 @@ class Kind(enum.Enum):
     FLUSH = "F"
     ZERO = "Z"
     POLICY = "P"
+    NEW_CHAIN = "N"
+    DELETE_CHAIN = "X"
+    RENAME_CHAIN = "E"
     HELP = "h"
     VERSION = "V"
 
 
 LISTINGS = (Kind.LIST, Kind.LIST_RULES)
 _ODD_CHAIN_OPTIONS = {Kind.LIST: "--list", Kind.LIST_RULES: "--list-rules", Kind.FLUSH: "--flush",
-                      Kind.ZERO: "--zero"}
+                      Kind.ZERO: "--zero", Kind.DELETE_CHAIN: "--delete-chain"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class Command:
         rule: The rule without its addresses.
         sources, destinations: What `-s` and `-d` list; the command is about every pair of them.
         counters: What `-c` sets the new rules' counters to.
+        new_name: What `-E` renames the chain to.
         zero: `-Z` beside `-L` or `-S`: zero what was listed, afterwards.
+        flush_flows: End every flow when the rules have changed; else they stay.
     """
 
     kind: Kind
@@ -61,11 +69,13 @@ class Command:
     destinations: tuple[AddressTest | None, ...] = (None,)
     policy: Policy | None = None
     counters: Count | None = None
+    new_name: str | None = None
     numeric: bool = False
     verbose: bool = False
     exact: bool = False
     line_numbers: bool = False
     zero: bool = False
+    flush_flows: bool = False
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -78,19 +88,40 @@ class Command:
     @property
     def changes_rules(self) -> bool:
         """Whether `apply` can return another rule set."""
-        return self.kind in (Kind.APPEND, Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.FLUSH, Kind.POLICY)
+        return self.kind in (Kind.APPEND, Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.FLUSH, Kind.POLICY,
+                             Kind.NEW_CHAIN, Kind.DELETE_CHAIN, Kind.RENAME_CHAIN)
 
-    def apply(self, ruleset: RuleSet) -> RuleSet:
+    @property
+    def adds_rules(self) -> bool:
+        """Whether a rule is there afterwards that was not before."""
+        return self.kind in (Kind.APPEND, Kind.INSERT, Kind.REPLACE)
+
+    def apply(self, ruleset: RuleSet, *, more_follow: bool = False) -> RuleSet:
         """Return the rule set after this command; the same one for a command that only looks.
 
+        Args:
+            more_follow: Do not look yet where jumps lead; the caller does, after all commands (`check_table`).
+
         Raises:
+            RuleSyntaxError: The rule jumps to a chain that is not there.
             RuleApplyError: The rule set does not allow it; exit status and words as iptables has them.
         """
-        if self.chain is not None and self.kind is not Kind.POLICY:
+        if isinstance(self._target, Jump | Goto):
+            self._check_jump(ruleset, self._target.chain)
+        if self.chain is not None and self.kind not in (Kind.POLICY, Kind.NEW_CHAIN):
             self._find_chain(ruleset)
         match self.kind:
             case Kind.APPEND | Kind.INSERT | Kind.REPLACE:
-                return self._put(ruleset)
+                after = self._put(ruleset)
+                if not more_follow and self._leads_on(after):
+                    check_table(after.table(self.table), self._chain)
+                return after
+            case Kind.NEW_CHAIN:
+                return ruleset.new_chain(self.table, self._chain)
+            case Kind.DELETE_CHAIN:
+                return ruleset.delete_chain(self.table, self.chain)
+            case Kind.RENAME_CHAIN:
+                return ruleset.rename_chain(self.table, self._chain, self.new_name or "")
             case Kind.DELETE:
                 return self._delete(ruleset)
             case Kind.CHECK:
@@ -125,6 +156,8 @@ class Command:
             words.append(str(self.number))
         if self.policy is not None:
             words.append(target_name(self.policy))
+        if self.new_name is not None:
+            words.append(self.new_name)
         if self.rule is not None:
             for option, tests in (("-s", self.sources), ("-d", self.destinations)):
                 words += _address_words(option, tests)
@@ -132,7 +165,7 @@ class Command:
         if self.counters is not None:
             words += ["-c", str(self.counters.packets), str(self.counters.bytes)]
         flags = {"-n": self.numeric, "-v": self.verbose, "-x": self.exact,
-                 "--line-numbers": self.line_numbers, "-Z": self.zero}
+                 "--line-numbers": self.line_numbers, "-Z": self.zero, "--flush-flows": self.flush_flows}
         return words + [flag for flag, given in flags.items() if given]
 
     def _command_words(self) -> list[str]:
@@ -149,6 +182,18 @@ class Command:
         if self.chain is None:
             raise RuleSyntaxError(f"-{self.kind.value} requires a chain")
         return self.chain
+
+    @property
+    def _target(self) -> Target | None:
+        return None if self.rule is None else self.rule.target
+
+    def _check_jump(self, ruleset: RuleSet, chain: str) -> None:
+        if all(chain != known.name for known in ruleset.table(self.table)):
+            raise RuleSyntaxError(f"Chain '{chain}' does not exist")
+
+    def _leads_on(self, ruleset: RuleSet) -> bool:
+        """Whether other chains may come to this rule, or this rule to other chains."""
+        return isinstance(self._target, Jump | Goto) or ruleset.chain(self.table, self._chain).policy is None
 
     def _find_chain(self, ruleset: RuleSet) -> Chain:
         try:
@@ -180,7 +225,7 @@ class Command:
     def _set_policy(self, ruleset: RuleSet) -> RuleSet:
         if self.policy is None:
             raise RuleSyntaxError("-P requires a chain and a policy")
-        if all(chain.name != self.chain for chain in ruleset.table(self.table).chains):
+        if all(chain.name != self.chain or chain.policy is None for chain in ruleset.table(self.table)):
             raise RuleApplyError("Bad built-in chain name.")
         return ruleset.set_policy(self.table, self._chain, self.policy)
 

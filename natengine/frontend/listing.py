@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from natengine.frontend.command import Command, Kind
 from natengine.frontend.names import HostName, ServiceName, protocol_name
-from natengine.frontend.printers import Style, address_text, rule_text, rule_words, target_name, target_words
+from natengine.frontend.printers import address_text, rule_text, rule_words, target_words
+from natengine.frontend.printing import Style
+from natengine.frontend.target_printers import target_name
 from natengine.rules.counters import Count, RuleCounters
 from natengine.rules.model import Chain, InterfaceTest, Rule, RuleSet, TableName
 
@@ -45,7 +47,8 @@ def list_specs(ruleset: RuleSet, counters: RuleCounters | None = None, *, table:
     if number is None:
         for each in chains:
             count = _counter_option(counters.policy(table, each.name)) if verbose else ""
-            lines.append(f"-P {each.name} {target_name(each.policy)}{count}")
+            lines.append(f"-N {each.name}" if each.policy is None else
+                         f"-P {each.name} {target_name(each.policy)}{count}")
     for each in chains:
         for rule in _rules(each, number):
             lines.append(rule_line(each.name, rule, counters.rule(rule.handle) if verbose else None))
@@ -76,7 +79,8 @@ def list_chains(ruleset: RuleSet, counters: RuleCounters | None = None, *, table
     counters = counters or RuleCounters()
     blocks: list[str] = []
     for each in _chains(ruleset, table, chain):
-        lines = [] if number is not None else columns.heading(each, counters.policy(table, each.name))
+        lines = [] if number is not None else columns.heading(
+            each, counters.policy(table, each.name), ruleset.table(table).references(each.name))
         first = number or 1
         for position, rule in enumerate(_rules(each, number), first):
             lines.append(columns.line(position, rule, counters.rule(rule.handle)))
@@ -105,7 +109,7 @@ class _Columns:
         self.exact = exact
         self.line_numbers = line_numbers
 
-    def heading(self, chain: Chain, count: Count) -> list[str]:
+    def heading(self, chain: Chain, count: Count, references: int) -> list[str]:
         """Return the chain's line and the line of column names."""
         counted = ""
         if self.verbose:
@@ -116,7 +120,8 @@ class _Columns:
             names += "    pkts      bytes " if self.exact else " pkts bytes "
         names += "target     prot opt "
         names += "in     out     " if self.verbose else ""
-        return [f"Chain {chain.name} (policy {target_name(chain.policy)}{counted})",
+        about = f"{references} references" if chain.policy is None else f"policy {target_name(chain.policy)}{counted}"
+        return [f"Chain {chain.name} ({about})",
                 f"{names}source               destination         "]
 
     def line(self, number: int, rule: Rule, count: Count) -> str:

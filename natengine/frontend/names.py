@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from natengine.rules.matches import CtStatus, Translated
 from natengine.vocab import CtState
 
 HostLookup = Callable[[str], Sequence[str]]             # name -> dotted quads; none: not found
@@ -118,6 +119,39 @@ def tcp_flag_names(bits: int) -> str:
 STATES = (CtState.INVALID, CtState.NEW, CtState.RELATED, CtState.ESTABLISHED, CtState.UNTRACKED)
 
 
-def state_names(states: CtState) -> str:
-    """Return the names of the states in `states`, as iptables orders them."""
-    return ",".join(str(state.name) for state in STATES if state in states)
+def state_names(states: CtState, translated: Translated) -> str:
+    """Return the names of states, as iptables orders them."""
+    named = [*(state for state in STATES if state in states), *(each for each in Translated if each in translated)]
+    return ",".join(str(each.name) for each in named)
+
+
+CT_STATUS = {"NONE": CtStatus(0), **CtStatus.__members__}
+
+
+def status_names(status: CtStatus) -> str:
+    """Return the names of marks of a flow's life, or NONE."""
+    return ",".join(str(each.name) for each in CtStatus if each in status) or "NONE"
+
+
+# --- LOG and limit ----------------------------------------------------------------------------------
+
+# as iptables reads them (it writes others: see `LOG_LEVEL_NAMES`)
+LOG_LEVELS = {
+    "emerg": 0, "panic": 0, "alert": 1, "crit": 2, "error": 3, "warning": 4, "notice": 5, "info": 6, "debug": 7,
+}
+LOG_LEVEL_NAMES = ("emerg", "alert", "crit", "err", "warn", "notice", "info", "debug")
+
+# what a rate is about, in 1/10000 s
+LIMIT_UNITS = (("second", 10_000), ("minute", 600_000), ("hour", 36_000_000), ("day", 864_000_000))
+
+
+def rate_text(interval: int) -> str:
+    """Return the rate with one packet every `interval` (1/10000 s), in the unit that iptables takes for it."""
+    names = ("day", "hour", "min", "sec")
+    lengths = [length for _, length in reversed(LIMIT_UNITS)]
+    chosen = 0
+    for unit in range(1, len(names)):
+        if interval > lengths[unit] or lengths[unit] // interval < lengths[unit] % interval:
+            break
+        chosen = unit
+    return f"{lengths[chosen] // interval}/{names[chosen]}"

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from natengine.frontend.command import Kind
-from natengine.frontend.extensions import ExtensionOption, Reader
+from natengine.frontend.readers import ExtensionOption, Reader
 from natengine.rules.model import Match, Target
 
 AnyReader = Reader[Match] | Reader[Target]
@@ -69,16 +69,19 @@ OPTIONS = (
     Option("v", ("verbose",)),
     Option("x", ("exact",)),
     Option("0", ("line-numbers",)),
+    Option("1", ("flush-flows",)),
     Option("w", ("wait",), Argument.OPTIONAL),
     Option("4", ("ipv4",)),
     Option("h", ("help",)),
     Option("V", ("version",)),
 )
-NOT_YET = frozenset("NXEgf")            # iptables has them
-COMMAND_LETTERS = frozenset("ACDIRPLSFZ")
+NOT_YET = frozenset("f")                # iptables has it
+COMMAND_LETTERS = frozenset("ACDIRPLSFZNXE")
 INVERTIBLE = frozenset("sdiop")
 
-_BY_LETTER = {option.letter: option for option in OPTIONS if option.letter != "0"}
+_ONLY_LONG = "01"
+_BY_LETTER = {option.letter: option for option in OPTIONS if option.letter not in _ONLY_LONG}
+_NOT_IPTABLES = ("flush-flows",)        # must be written out, so that iptables' abbreviations stay what they are
 
 # Which options a command takes, beside -t, -v and -w.  Looked through in this order for one that does
 # not belong, so that the same one is named as in iptables.
@@ -109,7 +112,7 @@ def by_name(name: str, readers: Iterable[AnyReader]) -> Option | ExtensionUse | 
         known |= {each: ExtensionUse(reader, option) for option in reader.options for each in option.names}
     if name in known:
         return known[name]
-    found = [option for each, option in known.items() if each.startswith(name)]
+    found = [option for each, option in known.items() if each.startswith(name) and each not in _NOT_IPTABLES]
     return found[0] if found and all(option == found[0] for option in found) else None
 
 

@@ -15,8 +15,16 @@ from collections.abc import Callable, Sequence
 
 from natengine.errors import RuleApplyError, RuleSyntaxError
 from natengine.frontend.addresses import parse_addresses
+from natengine.frontend.arguments import (
+    POLICIES,
+    check_jump,
+    check_length,
+    check_new_chain,
+    parse_counters,
+    table_by_name,
+)
 from natengine.frontend.command import LISTINGS, Command, Kind
-from natengine.frontend.extensions import MATCHES, MISSING_TARGETS, TARGETS, Reader
+from natengine.frontend.extensions import MATCHES, MISSING_MATCHES, MISSING_TARGETS, TARGETS
 from natengine.frontend.names import MAX_COUNTER, Lookups, parse_number, protocol_name, protocol_number
 from natengine.frontend.options import (
     COMMAND_LETTERS,
@@ -30,30 +38,16 @@ from natengine.frontend.options import (
     by_name,
     misplaced,
 )
+from natengine.frontend.readers import Reader
 from natengine.rules.counters import Count
-from natengine.rules.model import (
-    ANY_INTERFACE,
-    BUILT_IN_CHAINS,
-    LEFT_ALONE,
-    Accept,
-    AddressTest,
-    Drop,
-    InterfaceTest,
-    Match,
-    Policy,
-    ProtocolTest,
-    Rule,
-    TableName,
-    Target,
-)
+from natengine.rules.matches import ANY_INTERFACE, AddressTest, InterfaceTest, Match, ProtocolTest
+from natengine.rules.model import Rule, TableName
+from natengine.rules.targets import Goto, Jump, Policy, Target
 from natengine.rules.validate import check_form, check_policy
 
-MAX_CHAIN_LEN = 28
 _MAX_RULE_NUMBER = 2**31 - 1
 _RULE_COMMANDS = (Kind.APPEND, Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.CHECK)
 _TAKES_NUMBER = (Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.LIST, Kind.LIST_RULES, Kind.ZERO)
-_POLICIES: dict[str, Policy] = {"ACCEPT": Accept(), "DROP": Drop()}
-EXIT_NO_TABLE = 3           # what iptables ends with when a table does not exist
 
 
 class CommandParser:
@@ -74,7 +68,8 @@ class CommandParser:
         self._given: set[str] = set()
         self._matches: list[Reader[Match]] = []
         self._target: Reader[Target] | None = None
-        self._unknown_chain: tuple[str, int] | None = None
+        self._jump: Jump | Goto | None = None
+        self._new_name: str | None = None
         self._addresses: dict[str, tuple[str, bool, int]] = {}      # text, inverted, position
         self._interfaces: dict[str, InterfaceTest | None] = {}
         self._proto: ProtocolTest | None = None
@@ -196,13 +191,16 @@ class CommandParser:
             return
         inverted, self._inverted = self._inverted, False
         if inverted and letter not in INVERTIBLE:
-            names = {"t": "unexpected ! flag before --table", "m": "unexpected ! flag before --match"}
+            names = {"t": "unexpected ! flag before --table", "m": "unexpected ! flag before --match",
+                     "g": "cannot have ! before -j"}
             raise RuleSyntaxError(names.get(letter, f"cannot have ! before -{letter}"))
-        if letter in "sdpjion0xc":
-            if letter in self._given:
-                raise RuleSyntaxError(f"multiple -{letter} flags not allowed")
-            self._given.add(letter)
-        elif letter == "v":
+        if letter in "sdpjgion0xc":
+            # to iptables, -g is a kind of -j
+            named = "j" if letter == "g" else letter
+            if named in self._given:
+                raise RuleSyntaxError(f"multiple -{named} flags not allowed")
+            self._given.add(named)
+        elif letter in "v1":
             self._given.add(letter)
         if letter in "hV":
             self._kind = Kind(letter)
@@ -224,12 +222,18 @@ class CommandParser:
         self._chain = self._chain if chain is None else chain
         if chain is None:
             return
-        if len(chain) > MAX_CHAIN_LEN:
-            raise RuleSyntaxError(f"chain name `{chain}' too long (must be under {MAX_CHAIN_LEN + 1} chars)")
-        if kind in _TAKES_NUMBER:
+        check_length(chain)
+        if kind is Kind.NEW_CHAIN:
+            check_new_chain(chain)
+        elif kind in _TAKES_NUMBER:
             self._read_number(kind)
         elif kind is Kind.POLICY:
             self._read_policy()
+        elif kind is Kind.RENAME_CHAIN:
+            self._new_name = self._take_value()
+            if self._new_name is None:
+                raise RuleSyntaxError("-E requires old-chain-name and new-chain-name")
+            check_new_chain(self._new_name)
 
     def _read_number(self, kind: Kind) -> None:
         text = self._take_value()
@@ -245,9 +249,9 @@ class CommandParser:
         text = self._take_value()
         if text is None:
             raise RuleSyntaxError("-P requires a chain and a policy")
-        if text not in _POLICIES:
+        if text not in POLICIES:
             raise RuleApplyError("Bad policy name. Run `dmesg' for more information.")
-        self._policy = _POLICIES[text]
+        self._policy = POLICIES[text]
 
     def _read_table(self, letter: str, value: str, inverted: bool) -> None:
         if self._fixed_table is not None:
@@ -277,20 +281,22 @@ class CommandParser:
         self._proto = ProtocolTest(number, inverted) if number else None
 
     def _read_match(self, letter: str, value: str, inverted: bool) -> None:
+        if value in MISSING_MATCHES:
+            raise RuleSyntaxError(f"match {value} is not available in natengine: {MISSING_MATCHES[value]}")
         if value not in MATCHES:
             raise RuleSyntaxError(f"Couldn't load match `{value}':No such file or directory")
         self._load(MATCHES[value](value, self._lookups))
 
     def _read_target(self, letter: str, value: str, inverted: bool) -> None:
-        if not value:
-            raise RuleSyntaxError("Invalid target name (too short)")
-        if value in MISSING_TARGETS:
+        check_jump(value)
+        if letter == "g":
+            self._jump = Goto(value)
+        elif value in MISSING_TARGETS:
             raise RuleSyntaxError(f"target {value} is not available in natengine")
-        if value in TARGETS:
+        elif value in TARGETS:
             self._target = TARGETS[value](value, self._lookups)
         else:
-            # Said at the end: `-j -s 1.2.3.4` is a forgotten target, and the address looks wrong first.
-            self._unknown_chain = (value, self.position)
+            self._jump = Jump(value)            # whether there is such a chain, the rule set knows
 
     def _read_counters(self, letter: str, value: str, inverted: bool) -> None:
         packets, comma, bytes_ = value.partition(",")
@@ -310,18 +316,17 @@ class CommandParser:
         if self._kind is None:
             raise RuleSyntaxError("no command specified")
         rule = self._rule()
-        wrong = misplaced(self._kind, self._number, self._given - {"v"})
+        wrong = misplaced(self._kind, self._number, self._given - {"v", "1"})
         if wrong is not None:
             raise RuleSyntaxError(f"Illegal option `-{wrong}' with this command")
-        if self._unknown_chain is not None:
-            name, self.position = self._unknown_chain
-            raise RuleSyntaxError(f"Chain '{name}' does not exist")
         has_rule = self._kind in _RULE_COMMANDS and not (self._kind is Kind.DELETE and self._number)
         command = Command(
             self._kind, self._table, self._chain, self._number, rule if has_rule else None,
-            self._tests_of("s"), self._tests_of("d"), self._policy, self._counters,
+            self._tests_of("s"), self._tests_of("d"), self._policy, self._counters, self._new_name,
             numeric="n" in self._given, verbose="v" in self._given, exact="x" in self._given,
-            line_numbers="0" in self._given, zero=self._zero)
+            line_numbers="0" in self._given, zero=self._zero, flush_flows="1" in self._given)
+        if command.flush_flows and not command.changes_rules:
+            raise RuleSyntaxError("Illegal option `--flush-flows' with this command")
         if self._kind is Kind.REPLACE and len(command.rules) > 1:
             raise RuleSyntaxError("Replacement rule does not specify a unique address")
         for each in command.rules:
@@ -332,7 +337,7 @@ class CommandParser:
 
     def _rule(self) -> Rule:
         matches = tuple(reader.finish() for reader in self._matches)
-        target = None if self._target is None else self._target.finish()
+        target = self._jump if self._target is None else self._target.finish()
         return Rule(in_iface=self._interfaces.get("i"), out_iface=self._interfaces.get("o"),
                     proto=self._proto, matches=matches, target=target)
 
@@ -346,33 +351,7 @@ _HANDLERS: dict[str, Callable[[CommandParser, str, str, bool], None]] = {
     "p": CommandParser._read_protocol,
     "m": CommandParser._read_match,
     "j": CommandParser._read_target,
+    "g": CommandParser._read_target,
     "c": CommandParser._read_counters,
     "w": CommandParser._read_wait,
 }
-
-
-def table_by_name(name: str) -> TableName:
-    """Return a table that can hold rules here.
-
-    Raises:
-        RuleApplyError: There is no such table, or natengine does not implement it.
-    """
-    if name not in TableName.__members__.values():
-        error = RuleApplyError(f"table '{name}' does not exist")
-        error.exit_status = EXIT_NO_TABLE
-        raise error
-    table = TableName(name)
-    if table in LEFT_ALONE or table not in BUILT_IN_CHAINS:
-        raise RuleApplyError(f"table '{name}' holds no rules in natengine (filter and nat do)")
-    return table
-
-
-def parse_counters(packets: str, bytes_: str) -> Count:
-    """Return the counters written as two decimal numbers."""
-    values = []
-    for text, name in ((packets, "packet"), (bytes_, "byte")):
-        value = parse_number(text, MAX_COUNTER)
-        if value is None:
-            raise RuleSyntaxError(f"-c {name} counter not numeric")
-        values.append(value)
-    return Count(*values)

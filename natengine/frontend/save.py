@@ -2,37 +2,41 @@
 
 1. A file names tables; each that it names is emptied and filled from the file, others stay as they were.
 2. Nothing is applied in part: an error anywhere leaves only an exception behind.
-3. Rule lines are rule commands (`-A`, and `-I`, `-D`, `-R`, `-F`, `-P` too) without `-t`.
+3. Rule lines are rule commands (`-A`, and all others that change something) without `-t`.
 4. `parse_restore(dump(x)) == x`, counters included.
+5. `mangle` and `raw` are kept and listed, not carried out; a rule there that natengine has no words for is
+   left out.  Both are reported.
 
-Departures from iptables-restore: counters are always read (it wants -c for that); blanks at the end
-of a line do not matter; a DROP policy in `nat` is refused as with -P (there it slips through);
-`mangle`, `raw` and `security` may be there, but may not hold a rule.
+Departures from iptables-restore: an error in one table leaves the others unchanged, too; blanks at the end
+of a line do not matter; a DROP policy in `nat` is refused as with -P (there it slips through).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from natengine.errors import RuleApplyError, RuleSyntaxError
+from natengine.frontend.arguments import POLICIES, check_new_chain, parse_counters
 from natengine.frontend.command import Kind
+from natengine.frontend.extensions import MATCHES, MISSING_TARGETS
 from natengine.frontend.lexer import Word, split_words
 from natengine.frontend.listing import rule_line
 from natengine.frontend.names import HostLookup, Lookups, ServiceLookup
-from natengine.frontend.parser import CommandParser, parse_counters
-from natengine.frontend.printers import target_name
+from natengine.frontend.parser import CommandParser
+from natengine.frontend.target_printers import target_name
+from natengine.frontend.wording import left_alone
 from natengine.rules.counters import Count, RuleCounters
-from natengine.rules.model import LEFT_ALONE, Accept, Drop, Policy, RuleSet, TableName
-from natengine.rules.validate import check_policy
+from natengine.rules.model import BUILT_IN_CHAINS, LEFT_ALONE, RuleSet, TableName
+from natengine.rules.validate import check_policy, check_table
 
 STDIN = "<stdin>"
 
-_FILLED = (TableName.FILTER, TableName.NAT)
-_POLICIES: dict[str, Policy] = {"ACCEPT": Accept(), "DROP": Drop()}
+_USER_CHAIN = "-"           # in the place of a policy
 _COUNTERS = re.compile(r"\[(\d+):(\d+)\]")
-_CHANGES = (Kind.APPEND, Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.FLUSH, Kind.POLICY, Kind.ZERO)
+_LOOKING = (Kind.LIST, Kind.LIST_RULES, Kind.CHECK, Kind.HELP, Kind.VERSION)
+_VERDICTS = frozenset({"DROP", "REJECT", "QUEUE", "NFQUEUE"})
 
 
 def dump(ruleset: RuleSet, counters: RuleCounters | None = None, *, header_lines: Iterable[str] = (),
@@ -56,7 +60,7 @@ def dump(ruleset: RuleSet, counters: RuleCounters | None = None, *, header_lines
         lines.append(f"*{table.name}")
         for chain in table.chains:
             count = _bracketed(known.policy(table.name, chain.name))
-            lines.append(f":{chain.name} {target_name(chain.policy)} {count}")
+            lines.append(f":{chain.name} {target_name(chain.policy) or _USER_CHAIN} {count}")
         for chain in table.chains:
             for rule in chain.rules:
                 count = f"{_bracketed(known.rule(rule.handle))} " if counters and rule_counters else ""
@@ -69,9 +73,28 @@ def _bracketed(count: Count) -> str:
     return f"[{count.packets}:{count.bytes}]"
 
 
+@dataclass(frozen=True)
+class RestoreOptions:
+    """How a text is read; the options of iptables-restore.
+
+    Attributes:
+        counters: Take the counters, as with -c.
+        flush: Empty the tables that the text names first; not so with --noflush.
+        only: Read this table's lines only (-T); None for all.
+    """
+
+    counters: bool = True
+    flush: bool = True
+    only: TableName | None = None
+
+
+REPLACE = RestoreOptions()
+
+
 def parse_restore(text: str, *, source: str = STDIN, base: RuleSet | None = None,
                   base_counters: RuleCounters | None = None, resolver: HostLookup | None = None,
-                  services: ServiceLookup | None = None) -> tuple[RuleSet, RuleCounters]:
+                  services: ServiceLookup | None = None, options: RestoreOptions = REPLACE,
+                  report: Callable[[str], None] | None = None) -> tuple[RuleSet, RuleCounters]:
     """Read the text of iptables-save.
 
     Args:
@@ -79,27 +102,34 @@ def parse_restore(text: str, *, source: str = STDIN, base: RuleSet | None = None
         base, base_counters: What tables that the text does not name keep; None for empty tables.
             Neither is changed.
         resolver, services: As for `parse_command`.
+        report: Is told what of the text will not be carried out.
 
     Raises:
         RuleSyntaxError: With the line number; the message has the file and the column.
         RuleApplyError: A rule that is not there, a COMMIT that is missing; the message has the line.
     """
     reader = _RestoreReader(source, base or RuleSet(), base_counters or RuleCounters(),
-                            Lookups(resolver, services))
+                            Lookups(resolver, services), options)
     for number, line in enumerate(text.split("\n"), 1):
         reader.read_line(number, line)
     reader.finish()
+    if report is not None:
+        for warning in reader.warnings:
+            report(warning)
     return reader.ruleset, reader.counters
 
 
 class _RestoreReader:
     """The tables read so far.  `ruleset` and `counters` are replaced, never shared with the caller's."""
 
-    def __init__(self, source: str, ruleset: RuleSet, counters: RuleCounters, lookups: Lookups) -> None:
+    def __init__(self, source: str, ruleset: RuleSet, counters: RuleCounters, lookups: Lookups,
+                 options: RestoreOptions) -> None:
         self.ruleset = ruleset
         self.counters = counters.copy()
+        self.warnings: list[str] = []
         self._where = "" if source == STDIN else f"{source}, "
         self._lookups = lookups
+        self._options = options
         self._table: TableName | None = None
         self._number = 0
 
@@ -114,9 +144,11 @@ class _RestoreReader:
                 raise self._wrong(f"`{line}' outside a table: *TABLE expected", 1)
             self._open(line[1:])
         elif line == "COMMIT":
-            self._table = None
+            self._commit(self._table)
+        elif self._options.only not in (None, self._table):
+            pass
         elif line.startswith(":"):
-            self._read_policy(self._table, line)
+            self._read_chain(self._table, line)
         else:
             self._read_rule(self._table, line)
 
@@ -126,21 +158,33 @@ class _RestoreReader:
             raise RuleApplyError(f"{self._where}COMMIT expected at line {self._number}")
         self.counters.forget_missing(self.ruleset)
 
-    def _wrong(self, message: str, column: int) -> RuleSyntaxError:
-        return RuleSyntaxError(f"{message} ({self._where}column {column})", line=self._number)
+    # --- tables -------------------------------------------------------------------------------------
 
     def _open(self, name: str) -> None:
         if name not in TableName.__members__.values():
             raise self._wrong(f"table name '{name}' invalid", 2)
         self._table = TableName(name)
-        if self._table not in _FILLED:
+        if self._table not in BUILT_IN_CHAINS or not self._options.flush or self._options.only not in (
+                None, self._table):
             return
-        self.ruleset = self.ruleset.flush(self._table)
-        for chain in self.ruleset.table(self._table).chains:
-            self.ruleset = self.ruleset.set_policy(self._table, chain.name, Accept())
+        self.ruleset = self.ruleset.empty_table(self._table)
+        for chain in self.ruleset.table(self._table):
             self.counters.zero_policy(self._table, chain.name)
 
-    def _read_policy(self, table: TableName, line: str) -> None:
+    def _commit(self, name: TableName) -> None:
+        if name in BUILT_IN_CHAINS:
+            table = self.ruleset.table(name)
+            try:
+                check_table(table)
+            except RuleApplyError as error:
+                raise self._failed(error) from None
+            if name in LEFT_ALONE and any(chain.rules for chain in table):
+                self.warnings.append(left_alone(table))
+        self._table = None
+
+    # --- lines --------------------------------------------------------------------------------------
+
+    def _read_chain(self, table: TableName, line: str) -> None:
         words = self._split(line[1:], first_column=2)
         if len(words) < 2:
             raise self._wrong("policy invalid", 1)
@@ -148,46 +192,87 @@ class _RestoreReader:
         counters = _COUNTERS.fullmatch(words[2].text) if len(words) > 2 else None
         if len(words) > 2 and counters is None:
             raise self._wrong(f"invalid policy counters for chain '{chain}'", words[2].column)
-        if table not in _FILLED:
-            if policy != "ACCEPT":
+        if policy not in POLICIES and policy != _USER_CHAIN:
+            raise RuleApplyError(f"{self._where}line {self._number} failed: Bad policy name.")
+        if table not in BUILT_IN_CHAINS:
+            if policy == "DROP":
                 raise self._wrong(f"table {table} may not drop packets in natengine", words[1].column)
             return
-        if all(chain != known.name for known in self.ruleset.table(table).chains):
-            raise self._wrong(f"chain '{chain}' is not built in, and natengine has no others yet",
-                              words[0].column)
-        if policy not in _POLICIES:
-            raise RuleApplyError(f"{self._where}line {self._number} failed: Bad policy name.")
         try:
-            check_policy(table, _POLICIES[policy])
+            if chain in BUILT_IN_CHAINS[table]:
+                self._set_policy(table, chain, policy)
+            else:
+                self._make_chain(table, chain)
         except RuleSyntaxError as error:
             raise self._wrong(str(error), words[1].column) from None
-        self.ruleset = self.ruleset.set_policy(table, chain, _POLICIES[policy])
-        if counters is not None:
+        if counters is not None and self._options.counters and chain in BUILT_IN_CHAINS[table]:
             self.counters.set_policy(table, chain, int(counters[1]), int(counters[2]))
 
+    def _set_policy(self, table: TableName, chain: str, name: str) -> None:
+        if name != _USER_CHAIN:
+            check_policy(table, POLICIES[name])
+            self.ruleset = self.ruleset.set_policy(table, chain, POLICIES[name])
+
+    def _make_chain(self, table: TableName, chain: str) -> None:
+        """Make a user-defined chain, or empty the one that is there already."""
+        if any(known.name == chain for known in self.ruleset.table(table)):
+            self.ruleset = self.ruleset.flush(table, chain)
+        else:
+            check_new_chain(chain)
+            self.ruleset = self.ruleset.new_chain(table, chain)
+
     def _read_rule(self, table: TableName, line: str) -> None:
-        if table not in _FILLED:
-            raise self._wrong(f"table {table} holds no rules in natengine (filter and nat do)", 1)
         words = self._split(line)
         count = None
         if words[0].text.startswith("["):
             count = self._read_count(words.pop(0))
-        parser = CommandParser([word.text for word in words], self._lookups, fixed_table=table)
+        texts = [word.text for word in words]
+        left_out = self._why_left_out(table, texts)
+        if left_out is not None:
+            self.warnings.append(f"line {self._number} is left out: {left_out}")
+            return
+        parser = CommandParser(texts, self._lookups, fixed_table=table)
         try:
             command = parser.parse()
-            if command.kind not in _CHANGES:
+            if command.kind in _LOOKING:
                 raise RuleSyntaxError(f"-{command.kind.value} has no place in a rules file")
-            if count is not None:
+            if count is not None and self._options.counters:
                 command = replace(command, counters=count)
-            after = command.apply(self.ruleset)
+            after = command.apply(self.ruleset, more_follow=True)
         except RuleSyntaxError as error:
             raise self._wrong(str(error), words[parser.position].column if words else 1) from None
         except RuleApplyError as error:
-            failed = RuleApplyError(f"{self._where}line {self._number} failed: {error}")
-            failed.exit_status = error.exit_status
-            raise failed from None
+            raise self._failed(error) from None
         command.touch_counters(self.ruleset, after, self.counters)
         self.ruleset = after
+
+    def _why_left_out(self, table: TableName, words: list[str]) -> str | None:
+        """Return why a rule of a table that is left alone is not even kept, or None."""
+        if table in BUILT_IN_CHAINS and table not in LEFT_ALONE:
+            return None
+        wanted = [(words[place - 1], word) for place, word in enumerate(words) if place]
+        unknown = [
+            f"{word} is not available in natengine" for option, word in wanted
+            if (option in ("-j", "--jump") and word in MISSING_TARGETS)
+            or (option in ("-m", "--match") and word not in MATCHES)
+        ]
+        if table not in BUILT_IN_CHAINS:
+            unknown = unknown or [f"natengine has no table {table}"]
+        if unknown and any(option in ("-j", "--jump") and word in _VERDICTS for option, word in wanted):
+            raise self._wrong(
+                f"table {table} may not drop packets in natengine: write that in table filter, chain FORWARD", 1
+            )
+        return unknown[0] if unknown else None
+
+    # --- words and errors ---------------------------------------------------------------------------
+
+    def _wrong(self, message: str, column: int) -> RuleSyntaxError:
+        return RuleSyntaxError(f"{message} ({self._where}column {column})", line=self._number)
+
+    def _failed(self, error: RuleApplyError) -> RuleApplyError:
+        failed = RuleApplyError(f"{self._where}line {self._number} failed: {error}")
+        failed.exit_status = error.exit_status
+        return failed
 
     def _split(self, line: str, first_column: int = 1) -> list[Word]:
         try:

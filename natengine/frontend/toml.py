@@ -66,6 +66,10 @@ def _value(default: Any, value: Any, where: str, *, is_time: bool) -> Any:
         if not isinstance(value, bool):
             raise ConfigError(f"{where} is true or false, not {value!r}")
         return value
+    if isinstance(default, tuple):
+        if not isinstance(value, list) or not all(isinstance(word, str) and word for word in value):
+            raise ConfigError(f"{where} is a list of names, such as [\"bond0.2\", \"ppp+\"], not {value!r}")
+        return tuple(value)
     limit = MAX_SECONDS if is_time else MAX_MARK if where.endswith("_mark") else MAX_NUMBER
     if isinstance(value, bool) or not isinstance(value, int | float if is_time else int) or not 0 <= value <= limit:
         what = f"seconds, 0 to {limit}" if is_time else f"a whole number from 0 to {limit}"

@@ -7,9 +7,11 @@ front, and iptables' pointer to the help behind a mistake on the command line.
 from __future__ import annotations
 
 from natengine.errors import ConfigError, RuleSyntaxError
+from natengine.rules.model import Table
 
 PROGRAM = "natengine iptables"
 RESTORE_PROGRAM = "natengine iptables-restore"
+SAVE_PROGRAM = "natengine iptables-save"
 
 
 def render_error(error: ConfigError, program: str = PROGRAM) -> str:
@@ -20,9 +22,16 @@ def render_error(error: ConfigError, program: str = PROGRAM) -> str:
     return text
 
 
-def version_text() -> str:
+def left_alone(table: Table) -> str:
+    """Return the warning about a table that is only kept."""
+    rules = sum(len(chain.rules) for chain in table)
+    its = f"its {rules} rules are" if rules > 1 else "its 1 rule is"
+    return f"table {table.name} is left alone: {its} kept and listed, not carried out"
+
+
+def version_text(program: str = PROGRAM) -> str:
     """Return what `-V` prints."""
-    return f"{PROGRAM} (commands and listings as in iptables v1.8.9)\n"
+    return f"{program} (commands and listings as in iptables v1.8.9)\n"
 
 
 def help_text() -> str:
@@ -42,6 +51,9 @@ Commands (the table is `filter' unless -t says otherwise; rules are numbered fro
   -F, --flush [CHAIN]                  remove all rules
   -P, --policy CHAIN ACCEPT | DROP     decide for packets that no rule decides
   -Z, --zero [CHAIN [NUMBER]]          set counters to zero
+  -N, --new-chain CHAIN                make a chain of your own
+  -X, --delete-chain [CHAIN]           remove an empty one that no rule leads to, or all of them
+  -E, --rename-chain OLD NEW           give it another name
   -L, --list [CHAIN [NUMBER]]          list rules as a table
   -S, --list-rules [CHAIN [NUMBER]]    list rules as commands
 
@@ -53,15 +65,36 @@ Rules (`!' before an option inverts it):
   -m tcp | udp       [!] --sport PORT[:PORT]   [!] --dport PORT[:PORT]
   -m tcp             [!] --tcp-flags MASK SET  [!] --syn
   -m icmp            [!] --icmp-type NAME | TYPE[/CODE]
-  -m conntrack       [!] --ctstate STATE[,...]
+  -m multiport       [!] --sports | --dports | --ports PORT[:PORT][,...]
+  -m conntrack       [!] --ctstate STATE[,...]  [!] --ctproto PROTOCOL  --ctdir ORIGINAL | REPLY
+                     [!] --ctorigsrc | --ctorigdst | --ctreplsrc | --ctrepldst ADDRESS[/MASK]
+                     [!] --ctorigsrcport | --ctorigdstport | --ctreplsrcport | --ctrepldstport PORT[:PORT]
+                     [!] --ctstatus STATUS[,...]  [!] --ctexpire SECONDS[:SECONDS]
   -m state           [!] --state STATE[,...]
+  -m mark | connmark [!] --mark VALUE[/MASK]
+  -m limit           --limit RATE[/second | /minute | /hour | /day]  --limit-burst NUMBER
+  -m addrtype        [!] --src-type | --dst-type TYPE[,...]  --limit-iface-in | --limit-iface-out
+  -m iprange         [!] --src-range | --dst-range ADDRESS[-ADDRESS]
+  -m statistic       --mode random [!] --probability P  |  --mode nth [!] --every N --packet P
+  -m mac             [!] --mac-source ADDRESS
   -m comment         --comment TEXT
-  -j, --jump ACCEPT | DROP | RETURN
+  -j, --jump ACCEPT | DROP | RETURN | CHAIN      -g, --goto CHAIN
   -j, --jump MASQUERADE  [--to-ports PORT[-PORT]] [--random] [--random-fully]
+  -j, --jump SNAT        --to-source [ADDRESS[-ADDRESS]][:PORT[-PORT]] [--random] [--random-fully] [--persistent]
+  -j, --jump DNAT        --to-destination [ADDRESS[-ADDRESS]][:PORT[-PORT[/BASE]]] [--random] [--persistent]
+  -j, --jump REDIRECT    [--to-ports PORT[-PORT]] [--random]
+  -j, --jump NETMAP      --to ADDRESS[/MASK]
+  -j, --jump REJECT      [--reject-with icmp-port-unreachable | … | tcp-reset]
+  -j, --jump LOG         [--log-level LEVEL] [--log-prefix TEXT] [--log-tcp-sequence] [--log-tcp-options]
+                         [--log-ip-options] [--log-uid] [--log-macdecode]
+  -j, --jump MARK        --set-xmark | --set-mark VALUE[/MASK] | --and-mark | --or-mark | --xor-mark VALUE
+  -j, --jump CONNMARK    the same, or --save-mark | --restore-mark [--nfmask MASK] [--ctmask MASK]
   -c, --set-counters PACKETS BYTES     start the rule's counters there
 
 Options:
-  -t, --table filter | nat     -n, --numeric     -v, --verbose     -x, --exact     --line-numbers
+  -t, --table filter | nat | mangle | raw
+  -n, --numeric     -v, --verbose     -x, --exact     --line-numbers
+  --flush-flows                end every flow when the rules have changed (else they stay)
   -w, --wait [SECONDS]         accepted, and not needed
   -h, --help                   -V, --version
 """

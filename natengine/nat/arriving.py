@@ -1,5 +1,6 @@
 """A packet without a flow before routing: is it for somebody inside, for the head itself, or for nobody?
 
+    a source from here ................... SPOOFED (RFC 2827)
     no mapping at its destination ........ the head's own business; but see "held"
     a port that the head uses itself ..... the head's own business
     a mapping, and filtering lets it in .. a new flow of the mapping's owner
@@ -26,6 +27,7 @@ from natengine.flow.records import Allow, FlowKey, FlowSpec
 from natengine.nat.outbox import PORT_UNREACHABLE, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy
+from natengine.nat.protocols import WITH_FILTERING
 from natengine.settings import FilteringBehaviour, Settings
 from natengine.vocab import CtState, Proto, Reason
 from natengine.wire.ipv4 import parse_ipv4_untrusted
@@ -53,9 +55,11 @@ class Arriving:
     def decide(self, packet: NewPacket, policy: Policy) -> FlowSpec | Reason:
         """Return the flow that this packet begins, or why it begins none; the spec holds a mapping."""
         from_outside = policy.is_uplink(packet.meta.in_ifindex)
+        if from_outside and policy.is_spoofed(packet.ip.src):
+            return Reason.SPOOFED
         if not policy.interfaces.is_local(packet.ip.dst):
             return Reason.UNSOLICITED if from_outside else Reason.ROUTED
-        if packet.ip.proto not in (Proto.TCP, Proto.UDP):
+        if packet.ip.proto not in WITH_FILTERING:
             return Reason.LOCAL_IN
         outside = Endpoint(packet.ip.proto, packet.ip.dst, packet.transport.dst_port_or_icmp_id)
         owner = self._owner(outside)

@@ -3,7 +3,7 @@
     packet ─> fast path ── known flow ──> rewritten, or refused by its state or by FORWARD
                  │ MISS ───> slow path: rules, outside port ──> a new flow ──> fast path again
                  │ STALE ──> FORWARD asked again ──> fast path again
-                 └ SPECIAL > ICMP errors, fragments, other protocols
+                 └ SPECIAL > ICMP errors, fragments
 
 It performs no I/O and reads no clock: the time, the interfaces and the dice are arguments.  The
 same packets at the same times with the same dice give the same bytes.  One thread owns it.
@@ -21,12 +21,18 @@ from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.fragments import HeldFragment
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.mss import mss_limits
+from natengine.nat.notices import Notices
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
+from natengine.nat.protocols import peer_taken
+from natengine.nat.said import LogBook, carry_out
 from natengine.nat.slowpath import SlowPath
+from natengine.nat.takeover import take_over
 from natengine.nat.vanished import VanishedAddresses
 from natengine.rules.counters import RuleCounters
+from natengine.rules.facts import RuleMemory
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
@@ -42,7 +48,7 @@ _SETTLED: dict[int, Reason] = {
     Path.TRUNCATED: Reason.TRUNCATED,
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
-_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT})
+_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT, Reason.PEER_TAKEN})
 
 
 class EngineStats(NamedTuple):
@@ -63,7 +69,11 @@ class NatEngine:
         """Start with no rules and no interfaces; see `replace_ruleset` and `replace_interfaces`."""
         self._fast = fast
         self._by_reason = [0] * (max(Reason) + 1)
+        self._clamped = settings.clamp_mss_to_pmtu
         self.outbox = Outbox()
+        self.log = LogBook()
+        self._notices = Notices(self.log)
+        self._memory = RuleMemory(rng)
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
@@ -72,7 +82,7 @@ class NatEngine:
         self._slow = SlowPath(fast, self._policy(), settings, rng)
         self._fragments = FragmentPath(
             fast, self._slow, settings, rng,
-            settle_first=self._settle_first, other_protocol=self._other_protocol,
+            settle_first=self._settle_first,
         )
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
@@ -116,7 +126,17 @@ class NatEngine:
                 self._by_reason[_SETTLED[path]] += packets
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason | HeldFragment:
-        """Deal with what the fast path could not."""
+        """Deal with what the fast path could not, and do what the rules say beside yes and no."""
+        policy = self._slow.policy
+        policy.now_ns = now_ns
+        reason = self._decide(path, packet, meta, now_ns)
+        if policy.said:
+            own = self.interfaces.address(meta.in_ifindex)
+            carry_out(policy.take_said(), packet, own, self.outbox, self.log, now_ns)
+        return reason
+
+    def _decide(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason | HeldFragment:
+        """Read the packet and give it to whom it concerns."""
         try:
             ip, transport = self._fast.read(packet)
             if ip.is_fragment:
@@ -132,9 +152,7 @@ class NatEngine:
             return self._begin(packet, new, now_ns)
         if path == Path.STALE:
             return self._ask_again(packet, new, now_ns)
-        if new.ip.proto == Proto.ICMP:
-            return self._icmp(packet, new)
-        return self._other_protocol(new)
+        return self._icmp(packet, new)
 
     def _settle_first(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Do with a first fragment what is done with a whole packet."""
@@ -166,6 +184,8 @@ class NatEngine:
 
     def _refuse(self, reason: Reason, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Do what goes with some reasons for not beginning a flow; return the reason."""
+        if reason is Reason.PEER_TAKEN:
+            self._notices.say(reason, peer_taken(new), now_ns)
         if reason in _NO_ROOM:
             self._tell_sender(packet, new, now_ns)
         elif reason is Reason.SYN_HELD:
@@ -196,7 +216,10 @@ class NatEngine:
         if spec.from_inside and meta.out_ifindex:
             spec = spec._replace(uplink_ifindex=meta.out_ifindex)
         self._fast.approve(flow.flow_id, self._slow.policy.allow_later(spec), spec.uplink_ifindex)
-        return _SETTLED[self._translate(packet, new, now_ns)]
+        reason = _SETTLED[self._translate(packet, new, now_ns)]
+        if reason is Reason.FORWARD_DROP:
+            self._slow.policy.refuse_later(spec, new.ip.total_len, leaving=meta.hook == Hook.POSTROUTING)
+        return reason
 
     def _find_flow(self, new: NewPacket, now_ns: int) -> FlowInfo | None:
         """Return the flow that a packet belongs to; one that has lost its uplink ends instead."""
@@ -205,17 +228,6 @@ class NatEngine:
             self._remove(flow.flow_id, now_ns)
             return None
         return flow
-
-    def _other_protocol(self, new: NewPacket) -> Reason:
-        """A protocol without ports that we know: the head's own passes, the rest cannot be translated."""
-        if new.meta.hook == Hook.PREROUTING:
-            return self._without_flow(new, Reason.UNSOLICITED)
-        if new.from_head:
-            return Reason.LOCAL_OUT
-        if not self._routed(new):
-            return Reason.UNKNOWN_PROTOCOL
-        facts = self._slow.policy.facts(new.ip, new.transport, new.meta, CtState.NEW)
-        return Reason.ROUTED if self._slow.policy.forwards(facts) else Reason.FORWARD_DROP
 
     def _routed(self, new: NewPacket) -> bool:
         """Whether the packet is at an interface that is no uplink.
@@ -278,9 +290,12 @@ class NatEngine:
         self._slow.arriving.held.expire(now_ns, self.outbox)
         return len(ended) + self._end_flows_without_address(now_ns)
 
-    def flows(self) -> list[FlowInfo]:
-        """Return a copy of every flow."""
-        return self._fast.snapshot()
+    def flows(self, flow_ids: range | None = None) -> list[FlowInfo]:
+        """Return a copy of every flow, or of those that have one of these ids."""
+        if flow_ids is None:
+            return self._fast.snapshot()
+        found = map(self._fast.info, flow_ids)
+        return [info for info in found if info is not None]
 
     def remove_flow(self, flow_id: int, now_ns: int) -> bool:
         """End one flow (`conntrack -D`); False if there is none."""
@@ -310,6 +325,7 @@ class NatEngine:
         if counters is not None:
             self.counters = counters
         self.counters.forget_missing(ruleset)
+        self._memory.forget_missing(ruleset.handles())
         self._uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
         self._renew_policy()
 
@@ -333,14 +349,24 @@ class NatEngine:
         self._renew_policy()
         return self._end_flows_without_address(now_ns)
 
+    def take_over(self, capacity: int, now_ns: int) -> int:
+        """Take charge of the flows that are in the table from the start; return how many there are.
+
+        To be called when the interfaces are known.  `capacity` is the table's.
+        """
+        gone = take_over(self._fast, self._slow, capacity, self.interfaces.addresses, now_ns)
+        self._vanished.note(gone, frozenset())
+        return len(self._fast)
+
     def _end_flows_without_address(self, now_ns: int) -> int:
         """End some of the flows whose outside address is gone; return how many."""
         return sum(self.remove_flow(flow_id, now_ns) for flow_id in self._vanished.find_flows())
 
     def _policy(self) -> Policy:
-        return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks)
+        return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks, self._memory)
 
     def _renew_policy(self) -> None:
+        self._fast.clamp(mss_limits(self._clamped, self.interfaces))
         self._slow.policy = self._policy()
         self._fast.invalidate()
 

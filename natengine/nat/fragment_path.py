@@ -23,7 +23,7 @@ from natengine.flow.records import Allow, FlowInfo
 from natengine.nat.fair_store import FairStore
 from natengine.nat.fragments import Datagram, DatagramKey, HeldFragment, Identifications, Seen, Train, fault_of
 from natengine.nat.packet import NewPacket
-from natengine.nat.slowpath import TRANSLATABLE, SlowPath
+from natengine.nat.slowpath import SlowPath
 from natengine.settings import Settings
 from natengine.vocab import Hook, PacketMeta, Proto, Reason, Rng
 from natengine.wire.ipv4 import IP_FRAGMENT_WORD, Ipv4Fields, Transport, parse_transport_untrusted
@@ -79,16 +79,15 @@ class FragmentPath:
 
     def __init__(
         self, fast: FastPath, slow: SlowPath, settings: Settings, rng: Rng, *,
-        settle_first: SettleFirst, other_protocol: Callable[[NewPacket], Reason],
+        settle_first: SettleFirst,
     ) -> None:
         """Start with no datagram known.
 
         Args:
             settle_first: Decides about a first fragment as if it were the whole packet, and rewrites it.
-            other_protocol: Decides about a packet of a protocol that is not translated.
         """
         self._fast, self._slow = fast, slow
-        self._settle_first, self._other_protocol = settle_first, other_protocol
+        self._settle_first = settle_first
         self._timeout_ns = settings.fragment_timeout_ns
         self._datagrams: dict[DatagramKey, Datagram] = {}               # the oldest first
         limit = settings.max_fragment_trains
@@ -114,8 +113,6 @@ class FragmentPath:
             return fault
         transport = _PORTLESS if ip.fragment_offset else parse_transport_untrusted(packet, ip)
         new = NewPacket(ip, transport, meta)
-        if ip.proto not in TRANSLATABLE:
-            return self._other_protocol(new)
         datagram = self._datagram(DatagramKey.of(meta.hook, ip), now_ns)
         if datagram is None:
             return Reason.FRAGMENT_LIMIT

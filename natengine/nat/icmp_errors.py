@@ -16,8 +16,8 @@ from natengine.flow.records import FlowInfo, flow_key
 from natengine.vocab import Hook, Proto
 from natengine.wire.checksum import checksum, update
 from natengine.wire.ipv4 import (
-    ICMP_ECHO_REPLY,
-    ICMP_ECHO_REQUEST,
+    ICMP_COUNTERPART,
+    WITH_PORTS,
     Ipv4Fields,
     Transport,
     parse_header_untrusted,
@@ -52,10 +52,12 @@ class QuotedPacket:
         if self.ip.proto == Proto.ICMP:
             ident = get16(self.bytes, at + 4)
             self.transport = Transport(ident, ident, 0, self.bytes[at], self.bytes[at + 1])
-            if self.transport.icmp_type not in (ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST):
-                raise BadPacket("the quoted packet is not an echo")
-        else:
+            if self.transport.icmp_type not in ICMP_COUNTERPART:
+                raise BadPacket("the quoted packet is not a query")
+        elif self.ip.proto in WITH_PORTS:
             self.transport = Transport(get16(self.bytes, at), get16(self.bytes, at + 2), 0, 0, 0)
+        else:
+            self.transport = Transport(0, 0, 0, 0, 0)
 
 
 def find_flow(fast: FastPath, quoted: QuotedPacket, hook: int) -> FlowInfo | None:
@@ -64,7 +66,7 @@ def find_flow(fast: FastPath, quoted: QuotedPacket, hook: int) -> FlowInfo | Non
     icmp_type = transport.icmp_type
     if inner.proto == Proto.ICMP:
         # seen from the other direction: an answer to the quoted packet, were there one
-        icmp_type = ICMP_ECHO_REPLY if icmp_type == ICMP_ECHO_REQUEST else ICMP_ECHO_REQUEST
+        icmp_type = ICMP_COUNTERPART[icmp_type]
     return fast.info(
         fast.find(
             flow_key(

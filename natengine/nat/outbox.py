@@ -65,6 +65,10 @@ class Outbox:
         waiting, self._waiting = self._waiting, []
         return waiting
 
+    def put(self, packet: bytearray) -> None:
+        """Send a packet that is not an error: for a RST that answers one segment there is no limit."""
+        self._waiting.append(packet)
+
     def error(
         self, source: int, icmp_type: int, code: int, packet: Buffer, ip: Ipv4Fields, now_ns: int, rest: int = 0
     ) -> bool:

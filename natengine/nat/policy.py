@@ -15,14 +15,15 @@ have for the rest: SYN while no reply has been seen, ACK afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 from natengine.flow.records import Allow, FlowSpec
 from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.said import Said
 from natengine.nat.source import SourceNat, SourceTarget, is_same_for_all, source_nat, with_ports_of
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, Program, compile_chain
-from natengine.rules.executable import reachable
 from natengine.rules.facts import FlowFacts, RuleMemory, Surroundings
 from natengine.rules.matches import (
     NOT_TRANSLATED,
@@ -34,9 +35,9 @@ from natengine.rules.matches import (
     Translated,
 )
 from natengine.rules.model import ChainName, RuleSet, Table, TableName, Uplinks
-from natengine.rules.targets import Accept, Drop, Masquerade, Passing, Snat
+from natengine.rules.targets import Accept, Drop, Masquerade, Passing, Reject, Snat
 from natengine.vocab import CtState, Interface, PacketMeta, Proto
-from natengine.wire.ipv4 import ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST, Ipv4Fields, Transport
+from natengine.wire.ipv4 import ICMP_COUNTERPART, Ipv4Fields, Transport
 from natengine.wire.tcp import ACK, SYN
 
 ALLOW_ALL = Allow.ALL.value
@@ -87,6 +88,7 @@ class Policy:
         self.uplinks = uplinks
         self._around = Surroundings(interfaces.kind, memory)
         filter_, nat = ruleset.table(TableName.FILTER), ruleset.table(TableName.NAT)
+        self._nat = nat
         self._count_forward = counters.adder(TableName.FILTER, ChainName.FORWARD)
         self._count_postrouting = counters.adder(TableName.NAT, ChainName.POSTROUTING)
         self._forward = self._compile(filter_, ChainName.FORWARD, counters)
@@ -96,12 +98,17 @@ class Policy:
         self._prerouting = self._compile(nat, ChainName.PREROUTING, counters)
         self._output = self._compile(nat, ChainName.OUTPUT, counters)
         self._postrouting = self._compile(nat, ChainName.POSTROUTING, counters)
-        self._postrouting_uncounted = self._compile(nat, ChainName.POSTROUTING)
         self._has_ways = not uplinks.any_interface and all(
             _asks_interfaces_only(table, chain) and not _notes(table, chain)
             for table, chain in ((filter_, ChainName.FORWARD), (nat, ChainName.POSTROUTING))
         )
         self._ways: dict[tuple[int, int], Way | None] = {}
+        self._networks = sorted(            # the smallest first
+            ((mask, network, self.is_uplink(each.ifindex)) for each in interfaces for network, mask in each.networks),
+            reverse=True,
+        )
+        self.now_ns = 0                 # told by the engine for each packet; `-m limit` asks
+        self.said: list[Said] = []      # what the rules said beside yes and no; whoever has the packet carries it out
 
     def _compile(self, table: Table, chain: ChainName, counters: RuleCounters | None = None) -> Program:
         """Compile a built-in chain; without counters it is one that is asked about no packet in particular."""
@@ -110,15 +117,30 @@ class Policy:
         found = next(each for each in table if each.name == chain)
         return compile_chain(found, count, table=table, around=around)
 
+    @cached_property
+    def _postrouting_uncounted(self) -> Program:
+        """Asked seldom, and by few: a rule set that changes often does not pay for it."""
+        return self._compile(self._nat, ChainName.POSTROUTING)
+
     def is_uplink(self, ifindex: int) -> bool:
         """Whether untranslated inside addresses must not leave here, nor strangers' packets enter."""
         interface = self.interfaces.get(ifindex)
         return interface is not None and is_uplink(interface, self.uplinks)
 
-    def facts(
-        self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState, now_ns: int = 0
-    ) -> PacketFacts:
-        """Return what the rules see of a packet."""
+    def is_spoofed(self, source: int) -> bool:
+        """Whether nobody behind an uplink can have this source address: it is the head's, or an inside network's.
+
+        As rp_filter 1 would judge it by the routes to the networks that the head is directly in.
+        """
+        if self.interfaces.owns(source):
+            return True
+        for mask, network, outside in self._networks:
+            if source & mask == network:
+                return not outside
+        return False
+
+    def facts(self, ip: Ipv4Fields, transport: Transport, meta: PacketMeta, state: CtState) -> PacketFacts:
+        """Return what the rules see of a packet that comes now."""
         icmp = ip.proto == Proto.ICMP
         ports = ip.proto in (Proto.TCP, Proto.UDP)
         return PacketFacts(
@@ -129,16 +151,35 @@ class Policy:
             transport.icmp_type if icmp else NO_FIELD,
             transport.icmp_code if icmp else NO_FIELD,
             transport.tcp_flags if ip.proto == Proto.TCP else NO_FIELD,
-            meta.mark, ip.total_len, state, now_ns,
+            meta.mark, ip.total_len, state, self.now_ns,
         )
+
+    def _ask(self, program: Program, facts: PacketFacts) -> Outcome:
+        """Walk a chain for a packet, count it, and note what the rules said on the way."""
+        outcome = program(facts)
+        if outcome.logs:
+            self.said += [Said(log, facts) for log in outcome.logs]
+        if isinstance(outcome.target, Reject):
+            self.said.append(Said(outcome.target, facts))
+        return outcome
+
+    def take_said(self) -> list[Said]:
+        """Return what the rules said, in order, and forget it."""
+        said, self.said = self.said, []
+        return said
 
     def forward(self, facts: PacketFacts) -> Outcome:
         """Ask the FORWARD chain about one packet, and count it."""
-        return self._forward(facts)
+        return self._ask(self._forward, facts)
 
     def forwards(self, facts: PacketFacts) -> bool:
         """Whether FORWARD lets one packet pass; it is counted."""
-        return isinstance(self._forward(facts).target, Accept)
+        return isinstance(self.forward(facts).target, Accept)
+
+    def refuse_later(self, spec: FlowSpec, length: int, *, leaving: bool) -> None:
+        """Ask FORWARD about a packet of a flow that it no longer lets pass, for what it says beside no."""
+        facts = self._facts_of_flow(spec, CtState.ESTABLISHED, leaving=leaving)
+        self.forward(facts._replace(length=length, now_ns=self.now_ns))
 
     def allow_by_interface(self, inside_ifindex: int, uplink_ifindex: int, from_inside: bool) -> int:
         """Return bits of `Allow` where FORWARD looks at nothing but interfaces and state, or ASK_FORWARD.
@@ -181,10 +222,9 @@ class Policy:
         flow = _flow_facts(spec, state, original=leaving == spec.from_inside)
         names = (inside, uplink) if leaving else (uplink, inside)
         if spec.proto == Proto.ICMP:
-            from_opener = leaving == spec.from_inside
+            icmp_type = spec.peer_port if leaving else ICMP_COUNTERPART.get(spec.peer_port, spec.peer_port)
             return PacketFacts(
-                *names, source[0], destination[0], spec.proto,
-                icmp_type=ICMP_ECHO_REQUEST if from_opener else ICMP_ECHO_REPLY, icmp_code=0, ctstate=state,
+                *names, source[0], destination[0], spec.proto, icmp_type=icmp_type, icmp_code=0, ctstate=state,
                 flow=flow,
             )
         flags = NO_FIELD
@@ -197,15 +237,15 @@ class Policy:
 
     def prerouting(self, facts: PacketFacts) -> Outcome:
         """Walk nat PREROUTING for the first packet of a flow, and count it."""
-        return self._prerouting(facts)
+        return self._ask(self._prerouting, facts)
 
     def output(self, facts: PacketFacts) -> Outcome:
         """Walk nat OUTPUT for the first packet of a flow of the head's own, and count it."""
-        return self._output(facts)
+        return self._ask(self._output, facts)
 
     def postrouting(self, facts: PacketFacts) -> Outcome:
         """Walk nat POSTROUTING for the first packet of a flow, and count it."""
-        return self._postrouting(facts)
+        return self._ask(self._postrouting, facts)
 
     def way(self, in_ifindex: int, out_ifindex: int) -> Way | None:
         """Return what becomes of every flow from one interface to another, or None: ask for each.
@@ -262,6 +302,7 @@ def _flow_facts(spec: FlowSpec, state: CtState, *, original: bool) -> FlowFacts:
     peer = (spec.peer_ip, spec.peer_port)
     opener, aim, answerer, back = (inside, peer, peer, outside) if spec.from_inside else (peer, outside, inside, peer)
     translated = NOT_TRANSLATED if inside == outside else Translated.SNAT if spec.from_inside else Translated.DNAT
+    # who has been answered is taken for assured, as TCP is in the kernel
     return FlowFacts(
         opener[0], aim[0], answerer[0], back[0], opener[1], aim[1], answerer[1], back[1],
         CtStatus(0) if state is CtState.NEW else CtStatus.SEEN_REPLY | CtStatus.ASSURED | CtStatus.CONFIRMED,
@@ -274,7 +315,7 @@ def _asks_interfaces_only(table: Table, chain: ChainName) -> bool:
     return all(
         rule.src is None and rule.dst is None and rule.proto is None
         and all(isinstance(match, Comment) or _asks_state_only(match) for match in rule.matches)
-        for rule in reachable(table, chain)
+        for rule in table.reachable(chain)
     )
 
 
@@ -284,7 +325,7 @@ def _asks_state_only(match: Match) -> bool:
 
 def _notes(table: Table, chain: ChainName) -> bool:
     """Whether something is noted about packets on their way through a chain: then each has to walk."""
-    return any(isinstance(rule.target, Passing) for rule in reachable(table, chain))
+    return any(isinstance(rule.target, Passing) for rule in table.reachable(chain))
 
 
 def is_drop(outcome: Outcome) -> bool:

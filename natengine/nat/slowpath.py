@@ -7,6 +7,7 @@
                TCP, but not the opening SYN ... TCP_STATE (with `tcp_loose` an ACK will do)
                no nat rule .................... NO_RULE on an uplink; the head's own: unchanged
                enough flows, no port .......... HOST_LIMIT, OUT_OF_PORTS
+               no ports, and the peer taken ... PEER_TAKEN
                MASQUERADE ..................... a new flow
 
 Nothing is rewritten here: the answer is a `FlowSpec` to install, or a `Reason`.
@@ -22,18 +23,18 @@ from natengine.nat.destination import DestinationRules
 from natengine.nat.hairpin import find_aimed
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import ASK_FORWARD, Policy, is_drop
+from natengine.nat.protocols import MAPPED, UNTRANSLATABLE
 from natengine.nat.source import SourceNat, SourceTarget
 from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
+from natengine.rules.targets import Accept
 from natengine.settings import Settings
 from natengine.vocab import CtState, Hook, Proto, Reason, Rng
-from natengine.wire.ipv4 import ICMP_ECHO_REQUEST
+from natengine.wire.ipv4 import ICMP_REPLY_TO
 from natengine.wire.tcp import ACK, FIN, RST, SYN
 
 ALLOW_NEW = Allow.NEW.value
 
 NO_PORT = {NoPort.OUT_OF_PORTS: Reason.OUT_OF_PORTS, NoPort.HOST_LIMIT: Reason.HOST_LIMIT}
-
-TRANSLATABLE = frozenset({Proto.TCP, Proto.UDP, Proto.ICMP})
 
 
 class SlowPath:
@@ -57,11 +58,24 @@ class SlowPath:
         arrives = packet.meta.hook == Hook.PREROUTING
         spec = self._arriving(packet, now_ns) if arrives else self._leaving(packet, now_ns)
         if isinstance(spec, FlowSpec):
-            if self.arriving.counts_peers:
-                self.arriving.flow_begins(spec)
-            if spec.from_inside and spec.inside_ifindex:
-                self._flows_of[spec.inside_ip] = self._flows_of.get(spec.inside_ip, 0) + 1
+            self._count(spec)
         return spec
+
+    def _count(self, spec: FlowSpec) -> None:
+        if self.arriving.counts_peers:
+            self.arriving.flow_begins(spec)
+        if spec.from_inside and spec.inside_ifindex:
+            self._flows_of[spec.inside_ip] = self._flows_of.get(spec.inside_ip, 0) + 1
+
+    def adopt(self, spec: FlowSpec, now_ns: int) -> None:
+        """Hold what a flow holds that an earlier engine began; wants a `release` as any other."""
+        self._count(spec)
+        inside = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)
+        outside = Endpoint(spec.proto, spec.outside_ip, spec.outside_port)
+        if inside != outside:
+            self.mappings.adopt(inside, outside, spec.inside_ifindex, now_ns)
+        elif not spec.inside_ifindex:
+            self.mappings.hold(inside, outside, 0, now_ns)
 
     def release(self, spec: FlowSpec, now_ns: int) -> None:
         """Let go of what a flow holds that has ended or was never installed."""
@@ -102,8 +116,10 @@ class SlowPath:
         aimed = find_aimed(self._fast, packet)
         if aimed is not None:
             return self._second_half(packet, facts, aimed, now_ns)
-        if not self.policy.forwards(facts):
+        outcome = self.policy.forward(facts)
+        if not isinstance(outcome.target, Accept):
             return Reason.FORWARD_DROP
+        facts = outcome.marked(facts)
         return self._source_nat(packet, facts, now_ns)
 
     def _source_nat(self, packet: NewPacket, facts: PacketFacts, now_ns: int) -> FlowSpec | Reason:
@@ -150,21 +166,21 @@ class SlowPath:
         """Whether a packet of the head's own begins (or goes on with) a flow that is worth a record."""
         ip, transport = packet.ip, packet.transport
         interfaces = self.policy.interfaces
-        if ip.proto not in TRANSLATABLE or ip.src == 0 or interfaces.is_local(ip.dst):
+        if ip.proto in UNTRANSLATABLE or ip.src == 0 or interfaces.is_local(ip.dst):
             return False
         if ip.proto == Proto.TCP:
             return not transport.tcp_flags & RST        # the answer to a stranger's SYN begins nothing
-        return ip.proto != Proto.ICMP or transport.icmp_type == ICMP_ECHO_REQUEST
+        return ip.proto != Proto.ICMP or transport.icmp_type in ICMP_REPLY_TO
 
     def _why_not_new(self, packet: NewPacket) -> Reason | None:
         """Return why a forwarded packet cannot begin a flow, or None if it can."""
         ip, transport = packet.ip, packet.transport
-        if ip.proto not in TRANSLATABLE:
+        if ip.proto in UNTRANSLATABLE:
             return Reason.UNKNOWN_PROTOCOL
         if ip.proto == Proto.TCP:
             flags = transport.tcp_flags & (SYN | ACK | RST | FIN)
             return None if flags == SYN or (flags == ACK and self._loose) else Reason.TCP_STATE
-        if ip.proto == Proto.ICMP and transport.icmp_type != ICMP_ECHO_REQUEST:
+        if ip.proto == Proto.ICMP and transport.icmp_type not in ICMP_REPLY_TO:
             return Reason.ICMP_UNRELATED
         return None
 
@@ -179,6 +195,8 @@ class SlowPath:
             return self._own_flow(packet, now_ns)
         if self._max_flows and not from_head and self._flows_of.get(ip.src, 0) >= self._max_flows:
             return Reason.HOST_LIMIT
+        if ip.proto not in MAPPED:
+            return self._flow_of_its_peer(packet, nat.outside_ip, allow)
         inside, outside_ip = Endpoint(ip.proto, ip.src, transport.src_port_or_icmp_id), nat.outside_ip
         port = self.mappings.join_own(inside, outside_ip, nat.ports, meta.in_ifindex)
         if port is None:
@@ -196,11 +214,20 @@ class SlowPath:
             FlowKey(Hook.PREROUTING, ip.proto, ip.dst, peer_port, outside_ip, port)
         ) == NOT_FOUND
 
-    def _own_flow(self, packet: NewPacket, now_ns: int) -> FlowSpec:
+    def _flow_of_its_peer(self, packet: NewPacket, outside_ip: int, allow: int = ASK_FORWARD) -> FlowSpec | Reason:
+        """Return the flow of a protocol without a port that could be changed, if no other has this peer."""
+        port = packet.transport.src_port_or_icmp_id
+        if not self._may_share(packet, outside_ip)(port):
+            return Reason.PEER_TAKEN
+        return self._flow(packet, outside_ip, port, allow=allow)
+
+    def _own_flow(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
         """Return the flow of a packet of the head's own that is not to be translated.
 
         Its port is held if it can be, so that no worker gets it while the head talks.
         """
+        if packet.ip.proto not in MAPPED:
+            return self._flow_of_its_peer(packet, packet.ip.src)
         spec = self._unchanged_flow(packet, from_inside=not _answers_a_stranger(packet))
         if self.policy.interfaces.owns(spec.inside_ip):
             own = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)

@@ -87,8 +87,7 @@ class RuleCounters:
 
     def forget_missing(self, ruleset: RuleSet) -> None:
         """Drop the counters of rules that `ruleset` no longer has."""
-        known = {rule.handle for table in ruleset.tables for chain in table.chains for rule in chain.rules}
-        for handle in self._rules.keys() - known:
+        for handle in self._rules.keys() - ruleset.handles():
             del self._rules[handle]
 
     def copy(self) -> RuleCounters:

@@ -1,7 +1,7 @@
 """Walk a chain for a packet: first match wins, then the policy.
 
 1. A chain, and every chain it leads to, is compiled once per rule-set change (`predicates.py`).  A walk
-   calls closures and nothing else.
+   calls closures and nothing else; of a long chain only those that `index.py` does not rule out.
 2. Rules that no packet can reach are left out; so is, when nobody counts, a rule that changes nothing
    (no target, LOG, or a last RETURN).
 3. RETURN goes back to the jump that led here; in a built-in chain, or where a goto left one, it means the
@@ -11,11 +11,13 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from natengine.rules.facts import NO_FIELD, NOWHERE, PacketFacts, Surroundings
 from natengine.rules.field_tests import Predicate
+from natengine.rules.index import Index
 from natengine.rules.matches import ConntrackState, ConntrackTuple
 from natengine.rules.model import Chain, Rule, Table
 from natengine.rules.predicates import compile_rule
@@ -34,6 +36,7 @@ from natengine.rules.targets import (
 
 __all__ = ["NO_FIELD", "POLICY_HANDLE", "CountFunction", "Outcome", "PacketFacts", "Program", "compile_chain"]
 
+INDEX_FROM = 8                  # rules in a chain; to ask fewer one after the other is quicker
 POLICY_HANDLE: Final = -1       # the handle of an outcome, or of a count, that is the policy's
 
 CountFunction = Callable[[int, int], None]
@@ -56,6 +59,10 @@ class Outcome(NamedTuple):
     mark: int | None = None
     connection_mark: int | None = None
 
+    def marked(self, facts: PacketFacts) -> PacketFacts:
+        """Return the packet as the next chain sees it."""
+        return facts if self.mark is None else facts._replace(mark=self.mark)
+
 
 class _Walk:
     """One packet on its way: what it looks like by now, and what was noted about it."""
@@ -71,9 +78,13 @@ class _Walk:
         self.connection_mark: int | None = None
 
 
-_LEAVE: Final = "leave"                 # back to the jump that led here
+class _Back(enum.Enum):
+    """What a rule answers that is no outcome."""
 
-_Answer = Outcome | Literal["leave"] | None             # None: ask the next rule
+    TO_JUMP = enum.auto()               # leave this chain
+
+
+_Answer = Outcome | _Back | None        # None: ask the next rule
 _Action = Outcome | Callable[[_Walk], _Answer] | None
 
 
@@ -86,27 +97,28 @@ class _Step(NamedTuple):
 
 
 class _Block:
-    """The steps of one chain."""
+    """The steps of one chain, and an index if there are many."""
 
-    __slots__ = ("steps",)
+    __slots__ = ("index", "steps")
 
     def __init__(self) -> None:
         self.steps: tuple[_Step, ...] = ()
+        self.index: Index[_Step] | None = None
 
     def walk(self, walk: _Walk) -> Outcome | None:
         """Return what the rules say, or None at the end of the chain."""
         facts, count = walk.facts, walk.count
-        for predicate, handle, action in self.steps:
+        for predicate, handle, action in self.steps if self.index is None else self.index.candidates(facts):
             if predicate is None or predicate(facts):
                 if count is not None:
                     count(handle, facts.length)
                 if action is None:
                     continue
                 answer = action if isinstance(action, Outcome) else action(walk)
-                if answer is _LEAVE:
+                if answer is _Back.TO_JUMP:
                     return None
                 if answer is not None:
-                    return answer  # type: ignore[return-value]      # mypy does not narrow by `is`
+                    return answer
                 facts = walk.facts              # a MARK changes it
         return None
 
@@ -185,9 +197,10 @@ class _Compiler:
         block = self._blocks.get(chain.name)
         if block is None:
             block = self._blocks[chain.name] = _Block()
-            block.steps = tuple(
-                _Step(predicate, rule.handle, self._action(rule)) for rule, predicate in self._needed(chain)
-            )
+            needed = self._needed(chain)
+            block.steps = tuple(_Step(predicate, rule.handle, self._action(rule)) for rule, predicate in needed)
+            if len(needed) >= INDEX_FROM:
+                block.index = Index([(rule, step) for (rule, _), step in zip(needed, block.steps, strict=True)])
         return block
 
     def _needed(self, chain: Chain) -> list[tuple[Rule, Predicate | None]]:
@@ -212,12 +225,12 @@ class _Compiler:
             case None:
                 return None
             case Return():
-                return lambda walk: _LEAVE
+                return lambda walk: _Back.TO_JUMP
             case Jump(name):
                 return self.block(self._chains[name]).walk
             case Goto(name):
                 go = self.block(self._chains[name]).walk
-                return lambda walk: go(walk) or _LEAVE
+                return lambda walk: go(walk) or _Back.TO_JUMP
             case Log() | Mark() | Connmark() as target:
                 return _noting(target)
             case target:

@@ -7,12 +7,12 @@ tables mangle and raw) may say anything: they are kept and listed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from natengine.errors import RuleApplyError
-from natengine.rules.matches import ConntrackTuple, EveryNth, Limit, MacSource, Match, RandomSample
-from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, Table, TableName
+from natengine.rules.matches import ConntrackTuple, EveryNth, Limit, MacSource, MarkTest, Match, RandomSample
+from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, TableName
 from natengine.rules.targets import (
     Accept,
     Connmark,
@@ -31,32 +31,21 @@ from natengine.rules.targets import (
     Target,
 )
 
-_GOES_ON = (Accept, Return, Jump, Goto, Log, Mark, Connmark)
+_GOES_ON = (Accept, Return, Jump, Goto, Log, Mark)
 
 # The targets that the engine carries out, by the chain that a packet of its comes to.  To make another one
 # work is to write the code for it and then its name here.
 CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = MappingProxyType({
-    (TableName.FILTER, ChainName.FORWARD): (*_GOES_ON, Drop),
+    (TableName.FILTER, ChainName.FORWARD): (*_GOES_ON, Drop, Reject),
     (TableName.NAT, ChainName.PREROUTING): (*_GOES_ON, Dnat, Redirect, Netmap),
     (TableName.NAT, ChainName.OUTPUT): (*_GOES_ON, Dnat),
     (TableName.NAT, ChainName.POSTROUTING): (*_GOES_ON, Masquerade, Snat, Netmap),
 })
 
 _INSTEAD: dict[type[Target], str] = {
-    Reject: "DROP",
+    Connmark: "MARK, for no mark is kept with a flow",
 }
 _DECIDES = (Drop, Reject)
-
-
-def reachable(table: Table, chain: str) -> Iterator[Rule]:
-    """Yield every rule that a packet in this chain may come to, in the chains that it leads to as well."""
-    by_name = {each.name: each for each in table}
-    names = [chain]
-    for name in names:                  # grows as it goes
-        for rule in by_name[name].rules:
-            yield rule
-            if isinstance(rule.target, Jump | Goto) and rule.target.chain not in names:
-                names.append(rule.target.chain)
 
 
 def check_executable(ruleset: RuleSet) -> None:
@@ -66,7 +55,7 @@ def check_executable(ruleset: RuleSet) -> None:
         RuleApplyError: With the rule's target or match, and what to write instead.
     """
     for (table, chain), targets in CARRIED_OUT.items():
-        for rule in reachable(ruleset.table(table), chain):
+        for rule in ruleset.table(table).reachable(chain):
             _check_rule(rule, targets, f"{table} {chain}")
     for name in LEFT_ALONE:
         for each in ruleset.table(name):
@@ -102,6 +91,13 @@ def _why_not(match: Match, *, decides: bool) -> str | None:
         return "natengine is not told MAC addresses: write -s with the host's address, or -i, instead"
     if isinstance(match, ConntrackTuple) and match.expire is not None:
         return "natengine does not look at --ctexpire: leave it out"
+    if isinstance(match, MarkTest) and match.connection:
+        return "natengine keeps no mark with a flow: write -m mark, in table nat, instead"
+    if decides and isinstance(match, MarkTest):
+        return (
+            "natengine asks FORWARD once a flow, and its packets may differ in their mark: write -m mark in table nat, "
+            "instead"
+        )
     if decides and isinstance(match, Limit | RandomSample | EveryNth):
         return (
             "natengine asks FORWARD once a flow, not once a packet: limit and statistic work there with LOG, "

@@ -79,6 +79,12 @@ class RuleMemory:
         self.buckets: dict[tuple[int, int], int] = {}
         self.turns: dict[tuple[int, int], int] = {}
 
+    def forget_missing(self, handles: set[int]) -> None:
+        """Forget what rules remembered that are gone."""
+        for known in (self.buckets, self.turns):
+            for key in [key for key in known if key[0] not in handles]:
+                del known[key]
+
 
 class Surroundings(NamedTuple):
     """What some matches need beside the packet.

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from natengine.rules.facts import PacketFacts
-from natengine.rules.matches import AddressTest, InterfaceTest, PortTest, ProtocolTest
+from natengine.rules.matches import ANY_INTERFACE, AddressTest, InterfaceTest, PortTest, ProtocolTest
 
 Predicate = Callable[[PacketFacts], bool]
 Number = Callable[[PacketFacts], int]
 
-ANY_INTERFACE = "+"
 _ANY_PROTOCOL = 0
 
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from natengine.rules.facts import FlowFacts, PacketFacts
-from natengine.rules.field_tests import Predicate, address, all_of, never, port, protocol
-from natengine.rules.matches import ConntrackState, ConntrackTuple, CtDirection, MarkTest, StatusTest
+from natengine.rules.field_tests import Number, Predicate, all_of, never, port
+from natengine.rules.matches import (
+    ConntrackState,
+    ConntrackTuple,
+    CtDirection,
+    FlowAddressTest,
+    MarkTest,
+    ProtocolTest,
+    StatusTest,
+)
 from natengine.vocab import CtState
 
 
@@ -36,11 +44,11 @@ def conntrack_tuple(match: ConntrackTuple) -> Predicate | None:
     """The options of `-m conntrack`; the kernel asks for all of them together."""
     return all_of([
         None if match.state is None else conntrack_state(match.state),
-        protocol(match.proto),
-        address(match.orig_src, of_flow(lambda flow: flow.orig_src)),
-        address(match.orig_dst, of_flow(lambda flow: flow.orig_dst)),
-        address(match.repl_src, of_flow(lambda flow: flow.repl_src)),
-        address(match.repl_dst, of_flow(lambda flow: flow.repl_dst)),
+        None if match.proto is None else _protocol(match.proto),
+        _address(match.orig_src, of_flow(lambda flow: flow.orig_src)),
+        _address(match.orig_dst, of_flow(lambda flow: flow.orig_dst)),
+        _address(match.repl_src, of_flow(lambda flow: flow.repl_src)),
+        _address(match.repl_dst, of_flow(lambda flow: flow.repl_dst)),
         port(match.orig_sport, of_flow(lambda flow: flow.orig_sport)),
         port(match.orig_dport, of_flow(lambda flow: flow.orig_dport)),
         port(match.repl_sport, of_flow(lambda flow: flow.repl_sport)),
@@ -49,6 +57,18 @@ def conntrack_tuple(match: ConntrackTuple) -> Predicate | None:
         None if match.expire is None else never,        # refused before: see executable.py
         _direction(match.direction),
     ])
+
+
+def _protocol(test: ProtocolTest) -> Predicate:
+    number, inverted = test.number, test.inverted       # other than for -p, 0 is a protocol that nobody has
+    return lambda facts: (facts.proto == number) is not inverted
+
+
+def _address(test: FlowAddressTest | None, address_of: Number) -> Predicate | None:
+    if test is None:
+        return None
+    network, mask, inverted = test.address & test.mask, test.mask, test.inverted
+    return lambda facts: (address_of(facts) & mask == network) is not inverted
 
 
 def _status(test: StatusTest | None) -> Predicate | None:

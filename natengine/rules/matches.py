@@ -13,6 +13,7 @@ from typing import NamedTuple
 from natengine.vocab import CtState, Proto
 from natengine.wire.addr import Prefix
 
+ANY_INTERFACE = "+"
 ALL_BITS = 0xFFFF_FFFF          # the mask of a mark that is looked at as a whole
 
 
@@ -168,11 +169,21 @@ class CtDirection(enum.StrEnum):
     REPLY = "REPLY"
 
 
-class SecondsRange(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SecondsTest:
     """`--ctexpire`: from `first` to `last` seconds."""
 
     first: int
     last: int
+    inverted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FlowAddressTest:
+    """An address of a flow.  It is kept as it was written, bits outside the mask included: iptables prints it so."""
+
+    address: int
+    mask: int = ALL_BITS
     inverted: bool = False
 
 
@@ -186,16 +197,16 @@ class ConntrackTuple:
 
     state: ConntrackState | None = None
     proto: ProtocolTest | None = None
-    orig_src: AddressTest | None = None
-    orig_dst: AddressTest | None = None
-    repl_src: AddressTest | None = None
-    repl_dst: AddressTest | None = None
+    orig_src: FlowAddressTest | None = None
+    orig_dst: FlowAddressTest | None = None
+    repl_src: FlowAddressTest | None = None
+    repl_dst: FlowAddressTest | None = None
     orig_sport: PortTest | None = None
     orig_dport: PortTest | None = None
     repl_sport: PortTest | None = None
     repl_dport: PortTest | None = None
     status: StatusTest | None = None
-    expire: SecondsRange | None = None
+    expire: SecondsTest | None = None
     direction: CtDirection | None = None
 
 
@@ -259,7 +270,8 @@ class AddressKind:
     limit_out: bool = False
 
 
-class AddressRangeTest(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AddressRangeTest:
     """`--src-range` or `--dst-range`."""
 
     addresses: AddressRange

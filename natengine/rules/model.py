@@ -4,9 +4,7 @@
    consistent view, and a command that fails half-way has changed nothing.
 2. A rule that enters a rule set gets a `handle` and keeps it for life.  Counters are kept by handle,
    outside (`rules/counters.py`), so a walk never writes to a rule.  Equality ignores handles.
-3. One class per kind of match and target, no dictionaries of options.  A new kind is one class here,
-   one entry in `predicates.COMPILERS` (a match), one each in `frontend/extensions.py` and
-   `frontend/printers.py`.
+3. One class per kind of match and target, no dictionaries of options; ARCHITECTURE.md says what a new one takes.
 4. Chains come in the order iptables lists them: the built-in ones, then the user's by name.
 
 What combinations make sense is decided in `rules/validate.py`, before a rule gets here; what the engine
@@ -23,7 +21,7 @@ from natengine.errors import RuleApplyError
 
 # this module is the door to the other two
 from natengine.rules.matches import *  # noqa: F403
-from natengine.rules.matches import AddressTest, InterfaceTest, Match, ProtocolTest
+from natengine.rules.matches import ANY_INTERFACE, AddressTest, InterfaceTest, Match, ProtocolTest
 from natengine.rules.targets import *  # noqa: F403
 from natengine.rules.targets import ACCEPT, Accept, Goto, Jump, Masquerade, Netmap, Policy, Snat, Target
 
@@ -36,8 +34,6 @@ CHAIN_EXISTS = "Chain already exists."
 NEW_NAME_EXISTS = "File exists."
 IN_USE = " CHAIN_DEL failed (Device or resource busy): chain {}"
 EXIT_KERNEL_REFUSES = 4         # what iptables ends with when the kernel says no
-
-ANY_INTERFACE = "+"
 
 
 class TableName(enum.StrEnum):
@@ -121,6 +117,16 @@ class Table:
         """Whether nobody has ever said anything about this table."""
         return all(chain.policy == Accept() and not chain.rules for chain in self.chains)
 
+    def reachable(self, name: str) -> Iterator[Rule]:
+        """Yield every rule that a packet in this chain may come to, in the chains that it leads to as well."""
+        by_name = {chain.name: chain for chain in self}
+        names = [name]
+        for each in names:              # grows as it goes
+            for rule in by_name[each].rules:
+                yield rule
+                if isinstance(rule.target, Jump | Goto) and rule.target.chain not in names:
+                    names.append(rule.target.chain)
+
     def references(self, name: str) -> int:
         """Return how many rules jump or go to a chain."""
         return sum(
@@ -171,6 +177,10 @@ class RuleSet:
                 return candidate
         raise RuleApplyError(NO_CHAIN)
 
+    def handles(self) -> set[int]:
+        """Return the handles of all rules."""
+        return {rule.handle for table in self.tables for chain in table for rule in chain.rules}
+
     def append(self, table: TableName, name: str, rule: Rule) -> RuleSet:
         """Put `rule` at the end of a chain."""
         return self.insert(table, name, rule, len(self.chain(table, name).rules) + 1)
@@ -210,6 +220,10 @@ class RuleSet:
         for each in names:
             result = result._with_chain(table, replace(result.chain(table, each), rules=()))
         return result
+
+    def empty_table(self, table: TableName) -> RuleSet:
+        """Make a table what it was in the beginning: built-in chains, no rules, policy ACCEPT."""
+        return self._with_chains(table, tuple(map(Chain, BUILT_IN_CHAINS[table])))
 
     def set_policy(self, table: TableName, name: str, policy: Policy) -> RuleSet:
         """Say what happens to packets that no rule of the chain decides."""

@@ -92,7 +92,6 @@ class Redirect:
     """Give the flow the address of the interface that it came in by as its destination."""
 
     to_ports: PortRange | None = None
-    base_port: int | None = None
     random: bool = False
 
 

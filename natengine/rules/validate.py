@@ -12,25 +12,40 @@ The engine relies on both: nothing below `frontend` tests a rule again.
 from __future__ import annotations
 
 from natengine.errors import RuleApplyError, RuleSyntaxError
+from natengine.rules.matches import (
+    AddressKind,
+    Comment,
+    IcmpType,
+    InterfaceTest,
+    MacSource,
+    Match,
+    Multiport,
+    PortRange,
+    TcpUdpPorts,
+)
 from natengine.rules.model import (
+    BUILT_IN_CHAINS,
     EXIT_KERNEL_REFUSES,
     Chain,
     ChainName,
-    Comment,
-    Drop,
-    Goto,
-    IcmpType,
-    InterfaceTest,
-    Jump,
-    Masquerade,
-    Policy,
-    PortRange,
     Rule,
     RuleSet,
     Table,
     TableName,
+)
+from natengine.rules.targets import (
+    Dnat,
+    Drop,
+    Goto,
+    Jump,
+    Masquerade,
+    Netmap,
+    Policy,
+    Redirect,
+    Reject,
+    RejectWith,
+    Snat,
     Target,
-    TcpUdpPorts,
 )
 from natengine.vocab import Proto
 
@@ -39,6 +54,21 @@ MAX_COMMENT_BYTES = 256         # XT_MAX_COMMENT_LEN
 MAX_PORT = 65535
 MAX_CHAIN_DEPTH = 16            # NFT_JUMP_STACK_SIZE; the built-in chain is the first of them
 
+# The targets that do not work everywhere: in which table, from which built-in chains on.
+_PLACES: dict[type[Target], tuple[TableName, tuple[ChainName, ...]]] = {
+    Masquerade: (TableName.NAT, (ChainName.POSTROUTING,)),
+    Snat: (TableName.NAT, (ChainName.POSTROUTING, ChainName.INPUT)),
+    Dnat: (TableName.NAT, (ChainName.PREROUTING, ChainName.OUTPUT)),
+    Redirect: (TableName.NAT, (ChainName.PREROUTING, ChainName.OUTPUT)),
+    Netmap: (TableName.NAT, BUILT_IN_CHAINS[TableName.NAT]),
+    Reject: (TableName.FILTER, BUILT_IN_CHAINS[TableName.FILTER]),
+}
+
+# Protocols by number, for what the engine itself has no names for.
+_DCCP, _SCTP, _UDPLITE = 33, 132, 136
+_HAVE_NEW_PORTS = {Proto.TCP, Proto.UDP, Proto.ICMP, _SCTP, _DCCP}
+_HAVE_PORTS = {Proto.TCP, Proto.UDP, _UDPLITE, _SCTP, _DCCP}
+
 _NO_IN_INTERFACE = (ChainName.OUTPUT, ChainName.POSTROUTING)
 _NO_OUT_INTERFACE = (ChainName.PREROUTING, ChainName.INPUT)
 
@@ -46,7 +76,7 @@ _NO_OUT_INTERFACE = (ChainName.PREROUTING, ChainName.INPUT)
 def check_ruleset(ruleset: RuleSet) -> None:
     """Check every rule and policy of a rule set that did not come through a rule command."""
     for table in ruleset.tables:
-        check_jumps(table)
+        check_table(table)
         for chain in table.chains:
             check_policy(table.name, chain.policy)
             for rule in chain.rules:
@@ -79,25 +109,61 @@ def check_form(table: TableName, chain: str, rule: Rule) -> None:
     for match in rule.matches:
         if isinstance(match, TcpUdpPorts):
             _check_ports(rule, match)
+        elif isinstance(match, Multiport):
+            _check_multiport(rule)
         elif isinstance(match, Comment):
             _check_comment(match)
-    if isinstance(rule.target, Masquerade) and rule.target.to_ports is not None:
-        _check_to_ports(rule, rule.target.to_ports)
+    _check_new_endpoint(rule)
     _check_no_drop(table, rule.target)
 
 
 def check_placement(table: TableName, chain: str, rule: Rule) -> None:
     """Refuse what the kernel refuses."""
-    if isinstance(rule.target, Masquerade) and (table, chain) != (TableName.NAT, ChainName.POSTROUTING):
-        raise _kernel_refuses("MASQUERADE works in the POSTROUTING chain of table nat only")
+    _check_target_place(table, chain, rule.target)
+    if rule.target == Reject(RejectWith.TCP_RESET) and not _protocol_is(rule, Proto.TCP):
+        raise _kernel_refuses("REJECT --reject-with tcp-reset requires '-p tcp'")
     for test, option in ((rule.src, "-s"), (rule.dst, "-d")):
         if test is not None and test.inverted and test.prefix.mask == 0:
             raise _kernel_refuses(f"! {option} 0.0.0.0/0 would never match")
     for match in rule.matches:
+        _check_match_place(chain, match)
         if isinstance(match, IcmpType) and not _protocol_is(rule, Proto.ICMP):
             raise _kernel_refuses(_requires(Proto.ICMP))
         if isinstance(match, TcpUdpPorts) and not _mentions(rule, match.proto):
             raise _kernel_refuses(_requires(match.proto))
+
+
+def _check_target_place(table: TableName, chain: str, target: Target | None) -> None:
+    """Refuse a target in the wrong table or built-in chain; of a user-defined chain, see `check_table`."""
+    place, chains = _PLACES.get(type(target), (table, ())) if target is not None else (table, ())
+    if table is not place or (chains and chain in ChainName.__members__.values() and chain not in chains):
+        raise _kernel_refuses(f"{type(target).__name__.upper()} works in the {' and '.join(chains)} "
+                              f"chain{'s'[:len(chains) - 1]} of table {place} only")
+
+
+def _check_match_place(chain: str, match: Match) -> None:
+    if isinstance(match, MacSource) and chain in _NO_IN_INTERFACE:
+        raise _kernel_refuses(f"mac does not work in {chain}: a packet there has no source address of a link")
+    if isinstance(match, AddressKind):
+        if match.limit_in and chain in _NO_IN_INTERFACE:
+            raise _kernel_refuses(f"Can't use --limit-iface-in with {chain}")
+        if match.limit_out and chain in _NO_OUT_INTERFACE:
+            raise _kernel_refuses(f"Can't use --limit-iface-out with {chain}")
+
+
+def check_table(table: Table, changed: str | None = None) -> None:
+    """Check what hangs on the way from chain to chain: where jumps lead, and what is met there.
+
+    Args:
+        changed: The chain whose rule is to blame.
+    """
+    check_jumps(table, changed)
+    for chain in table:
+        if chain.policy is not None:
+            for rule in table.reachable(chain.name):
+                _check_target_place(table.name, chain.name, rule.target)
+                for match in rule.matches:
+                    _check_match_place(chain.name, match)
 
 
 def check_jumps(table: Table, changed: str | None = None) -> None:
@@ -184,13 +250,34 @@ def _check_ports(rule: Rule, match: TcpUdpPorts) -> None:
             raise RuleSyntaxError("invalid portrange (min > max)")
 
 
-def _check_to_ports(rule: Rule, ports: PortRange) -> None:
+def _check_multiport(rule: Rule) -> None:
+    if rule.proto is None or rule.proto.number == 0:
+        raise RuleSyntaxError("multiport needs `-p tcp', `-p udp', `-p udplite', `-p sctp' or `-p dccp'")
+    if rule.proto.inverted or rule.proto.number not in _HAVE_PORTS:
+        raise RuleSyntaxError("multiport only works with TCP, UDP, UDPLITE, SCTP and DCCP")
+
+
+def _check_new_endpoint(rule: Rule) -> None:
+    """Check the addresses and ports that a target translates to."""
+    match rule.target:
+        case Masquerade(to_ports=ports) | Redirect(to_ports=ports):
+            pass
+        case Snat(addresses, ports) | Dnat(addresses, ports):
+            if addresses is not None and addresses.first > addresses.last:
+                raise RuleSyntaxError("Address range is reversed: the lower address comes first")
+        case _:
+            return
+    if ports is not None:
+        _check_new_ports(rule, ports)
+
+
+def _check_new_ports(rule: Rule, ports: PortRange) -> None:
     for port in ports:
         if not 1 <= port <= MAX_PORT:
             raise RuleSyntaxError(f"Port `{port}' not valid")
     if ports.first > ports.last:
         raise RuleSyntaxError(f"Port range `{ports.last}' funky")
-    if rule.proto is None or rule.proto.number == 0:
+    if rule.proto is None or rule.proto.number not in _HAVE_NEW_PORTS:
         raise RuleSyntaxError("Need TCP, UDP, SCTP or DCCP with port specification")
 
 

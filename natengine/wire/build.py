@@ -1,13 +1,14 @@
-"""Packets that the engine itself makes: ICMP errors (RFC 792)."""
+"""Packets that the engine itself makes: ICMP errors (RFC 792) and TCP resets (RFC 9293 3.10.7.1)."""
 
 from __future__ import annotations
 
 import struct
 
 from natengine.vocab import Proto
-from natengine.wire.checksum import checksum
+from natengine.wire.checksum import checksum, pseudo_header_sum
 from natengine.wire.ipv4 import IP_CHECKSUM, Buffer, Ipv4Fields
 from natengine.wire.rewrite import put16
+from natengine.wire.tcp import ACK, RST, TcpSegment
 
 TTL = 64                            # RFC 1700's default
 INTERNETWORK_CONTROL = 0xC0         # precedence of ICMP errors (RFC 1812 4.3.2.5)
@@ -16,6 +17,7 @@ ICMP_HEADER = 8
 
 _IP = struct.Struct("!BBHHHBBHII")
 _ICMP = struct.Struct("!BBHI")
+_TCP = struct.Struct("!HHIIBBHHH")
 
 
 def icmp_error(source: int, icmp_type: int, code: int, packet: Buffer, ip: Ipv4Fields, rest: int = 0) -> bytearray:
@@ -30,6 +32,17 @@ def icmp_error(source: int, icmp_type: int, code: int, packet: Buffer, ip: Ipv4F
     message = bytearray(_ICMP.pack(icmp_type, code, 0, rest) + quoted)
     put16(message, 2, checksum(message))
     return _ipv4(source, ip.src, Proto.ICMP, message, INTERNETWORK_CONTROL)
+
+
+def tcp_reset(ip: Ipv4Fields, source_port: int, destination_port: int, segment: TcpSegment) -> bytearray:
+    """Return the RST that a host without such a connection sends in answer to a segment; ports are the segment's."""
+    if segment.flags & ACK:
+        seq, ack, flags = segment.ack, 0, RST
+    else:
+        seq, ack, flags = 0, segment.end, RST | ACK
+    header = bytearray(_TCP.pack(destination_port, source_port, seq, ack, 5 << 4, flags, 0, 0, 0))
+    put16(header, 16, checksum(header, pseudo_header_sum(ip.dst, ip.src, Proto.TCP, len(header))))
+    return _ipv4(ip.dst, ip.src, Proto.TCP, header, ip.tos)
 
 
 def _ipv4(source: int, destination: int, proto: int, payload: bytearray, tos: int) -> bytearray:

@@ -22,11 +22,23 @@ IP_IDENTIFICATION, IP_FRAGMENT_WORD, IP_CHECKSUM, IP_SRC, IP_DST = 4, 6, 10, 12,
 MORE_FRAGMENTS = 0x2000
 OFFSET_MASK = 0x1FFF                # in units of 8 bytes
 
-MIN_TRANSPORT = {Proto.TCP: 20, Proto.UDP: 8, Proto.ICMP: 8}
-# where each protocol keeps its checksum, from the start of its own header
-TRANSPORT_CHECKSUM = {Proto.TCP: 16, Proto.UDP: 6, Proto.ICMP: 2}
+# of these a header is read; to all other protocols it is data
+MIN_TRANSPORT = {Proto.TCP: 20, Proto.UDP: 8, Proto.ICMP: 8, Proto.DCCP: 12, Proto.SCTP: 12, Proto.UDPLITE: 8}
+WITH_PORTS = frozenset({Proto.TCP, Proto.UDP, Proto.DCCP, Proto.SCTP, Proto.UDPLITE})       # in the first four bytes
+# where each protocol keeps its checksum, from the start of its own header; SCTP's CRC-32c cannot be updated, but
+# does not cover the addresses either (RFC 9260 6.8)
+TRANSPORT_CHECKSUM = {Proto.TCP: 16, Proto.UDP: 6, Proto.ICMP: 2, Proto.DCCP: 6, Proto.UDPLITE: 6}
 
 ICMP_ECHO_REPLY, ICMP_ECHO_REQUEST = 0, 8
+ICMP_TIMESTAMP_REQUEST, ICMP_TIMESTAMP_REPLY = 13, 14
+ICMP_MASK_REQUEST, ICMP_MASK_REPLY = 17, 18
+# queries with an identifier (RFC 5508 1); not Information Request, which RFC 5508 REQ-10c and RFC 6918 are against
+ICMP_REPLY_TO = {
+    ICMP_ECHO_REQUEST: ICMP_ECHO_REPLY,
+    ICMP_TIMESTAMP_REQUEST: ICMP_TIMESTAMP_REPLY,
+    ICMP_MASK_REQUEST: ICMP_MASK_REPLY,
+}
+ICMP_COUNTERPART = ICMP_REPLY_TO | {reply: request for request, reply in ICMP_REPLY_TO.items()}
 
 _HEADER = struct.Struct("!BBHHHBBHII")
 _PORTS = struct.Struct("!HH")
@@ -54,7 +66,7 @@ class Ipv4Fields(NamedTuple):
 
 
 class Transport(NamedTuple):
-    """The ports of TCP and UDP, or type, code and identifier of ICMP."""
+    """The ports of a protocol that has some, or type, code and identifier of ICMP; else zeros."""
 
     src_port_or_icmp_id: int
     dst_port_or_icmp_id: int
@@ -109,19 +121,13 @@ def parse_transport_untrusted(packet: Buffer, ip: Ipv4Fields) -> Transport:
     start, length = ip.header_len, ip.total_len - ip.header_len
     if length < MIN_TRANSPORT.get(ip.proto, 0):    # type: ignore[call-overload]
         raise BadPacket(f"{length} bytes are less than a header of protocol {ip.proto}")
-    if ip.proto == Proto.TCP:
+    if ip.proto in WITH_PORTS:
         src, dst = _PORTS.unpack_from(packet, start)
-        data_offset = (packet[start + 12] >> 4) * 4
-        # of a first fragment the options may be in the next one
-        if data_offset < 20 or (data_offset > length and not ip.more_fragments):
-            raise BadPacket(f"TCP data offset {data_offset} in {length} bytes")
-        return Transport(src, dst, packet[start + 13], 0, 0)
-    if ip.proto == Proto.UDP:
-        src, dst = _PORTS.unpack_from(packet, start)
-        udp_len = int.from_bytes(packet[start + 4:start + 6], "big")
-        if udp_len < 8 or (udp_len > length and not ip.more_fragments):
-            raise BadPacket(f"UDP length {udp_len} in {length} bytes")
-        return Transport(src, dst, 0, 0, 0)
+        announced = _announced_len(packet, start, ip.proto, length)
+        # of a first fragment the rest may be in the next one
+        if announced < MIN_TRANSPORT[Proto(ip.proto)] or (announced > length and not ip.more_fragments):
+            raise BadPacket(f"protocol {ip.proto} announces {announced} bytes, of {length}")
+        return Transport(src, dst, packet[start + 13] if ip.proto == Proto.TCP else 0, 0, 0)
     if ip.proto == Proto.ICMP:
         icmp_type, code, _sum, ident = _ECHO.unpack_from(packet, start)
         return Transport(ident, ident, 0, icmp_type, code)
@@ -138,3 +144,13 @@ def parse_packet_untrusted(packet: Buffer) -> tuple[Ipv4Fields, Transport]:
     """
     ip = parse_ipv4_untrusted(packet)
     return ip, Transport(0, 0, 0, 0, 0) if ip.is_fragment else parse_transport_untrusted(packet, ip)
+def _announced_len(packet: Buffer, start: int, proto: int, length: int) -> int:
+    """Return how many bytes a transport header says there are: of the header, or all, or under its checksum."""
+    if proto == Proto.TCP:
+        return (packet[start + 12] >> 4) * 4
+    if proto == Proto.DCCP:
+        return packet[start + 4] * 4                                        # RFC 4340 5.1
+    if proto == Proto.SCTP:
+        return MIN_TRANSPORT[Proto.SCTP]                                    # says nothing
+    announced = int.from_bytes(packet[start + 4:start + 6], "big")
+    return length if proto == Proto.UDPLITE and announced == 0 else announced       # RFC 3828 3.1: 0 is all

@@ -6,9 +6,8 @@ the packet quoted by an ICMP error all come here.
 
 from __future__ import annotations
 
-from natengine.errors import BadPacket
 from natengine.vocab import Proto
-from natengine.wire.checksum import checksum, difference16, difference32, pseudo_header_sum, update
+from natengine.wire.checksum import difference16, difference32, update
 from natengine.wire.ipv4 import (
     IP_CHECKSUM,
     IP_DST,
@@ -16,7 +15,6 @@ from natengine.wire.ipv4 import (
     IP_SRC,
     TRANSPORT_CHECKSUM,
     Ipv4Fields,
-    parse_ipv4_untrusted,
 )
 
 ICMP_IDENTIFIER = 4                 # offset in the ICMP header
@@ -57,7 +55,7 @@ def _rewrite(
     """Write one endpoint and update the IP and transport checksums by RFC 1624.
 
     `new_port` None means that the bytes behind the IP header are not a transport header: a later
-    fragment, or a protocol without ports.
+    fragment.  Of a protocol whose ports cannot be changed, or that has none, only the address is written.
 
     Returns:
         The change (`difference16`, added up) of the sum over all bytes of the packet, for a checksum outside
@@ -70,7 +68,7 @@ def _rewrite(
     new_header_sum = update(header_sum, address_change)
     put16(packet, IP_CHECKSUM, new_header_sum)
     change = address_change + difference16(header_sum, new_header_sum)
-    if new_port is None:
+    if new_port is None or ip.proto not in TRANSPORT_CHECKSUM:      # nothing there that could follow a change
         return change
     if ip.proto == Proto.ICMP:
         port_at = ICMP_IDENTIFIER
@@ -90,8 +88,8 @@ def _rewrite(
     if ip.proto == Proto.UDP and old_sum == 0:     # the sender computed none (RFC 768)
         return change
     new_sum = update(old_sum, transport_change + port_change)
-    if new_sum == 0 and (ip.proto == Proto.UDP or _is_zero_echo(packet, ip, start)):
-        new_sum = 0xFFFF                           # in UDP 0 would mean "none"
+    if new_sum == 0 and (ip.proto in (Proto.UDP, Proto.UDPLITE) or _is_zero_echo(packet, ip, start)):
+        new_sum = 0xFFFF                           # 0 means "none" in UDP, nothing in UDP-Lite (RFC 3828)
     put16(packet, sum_at, new_sum)
     return change + difference16(old_sum, new_sum)
 
@@ -104,24 +102,3 @@ def _is_zero_echo(packet: bytearray, ip: Ipv4Fields, start: int) -> bool:
     """
     rest = start + TRANSPORT_CHECKSUM[Proto.ICMP] + 2
     return ip.proto == Proto.ICMP and not any(packet[start:rest - 2]) and not any(packet[rest:ip.total_len])
-
-
-def complete_checksum(packet: bytearray) -> None:
-    """Compute, in place, the TCP or UDP checksum of a packet whose sender left it to the hardware.
-
-    A later fragment, a packet that is not whole and any other protocol have none: they stay as they are.
-    """
-    try:
-        ip = parse_ipv4_untrusted(packet)
-    except BadPacket:
-        return
-    length = ip.total_len - ip.header_len
-    if ip.is_fragment or ip.proto not in (Proto.TCP, Proto.UDP):
-        return
-    sum_at = ip.header_len + TRANSPORT_CHECKSUM[Proto(ip.proto)]
-    if sum_at + 2 > ip.total_len:
-        return
-    put16(packet, sum_at, 0)
-    pseudo = pseudo_header_sum(ip.src, ip.dst, ip.proto, length)
-    value = checksum(packet[ip.header_len:ip.total_len], pseudo)
-    put16(packet, sum_at, 0xFFFF if value == 0 and ip.proto == Proto.UDP else value)

@@ -7,6 +7,7 @@ import struct
 from natengine.flow.records import FlowSpec
 from natengine.vocab import Hook, Proto
 from natengine.wire.checksum import checksum, pseudo_header_sum
+from natengine.wire.ipv4 import ICMP_COUNTERPART
 
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 
@@ -60,6 +61,21 @@ def icmp_payload(
     return bytes(message)
 
 
+def udplite_payload(src: int, sport: int, dst: int, dport: int, data: bytes = b"", *, coverage: int = 0) -> bytes:
+    """Return a UDP-Lite header and its data; `coverage` 0: all of it (RFC 3828)."""
+    segment = bytearray(struct.pack("!HHHH", sport, dport, coverage, 0) + data)
+    value = checksum(segment[:coverage or None], pseudo_header_sum(src, dst, Proto.UDPLITE, len(segment)))
+    struct.pack_into("!H", segment, 6, value or 0xFFFF)
+    return bytes(segment)
+
+
+def dccp_payload(src: int, sport: int, dst: int, dport: int, data: bytes = b"") -> bytes:
+    """Return a short DCCP-Data header and its data, all of it under the checksum (RFC 4340 5.1)."""
+    segment = bytearray(struct.pack("!HHBBHBBH", sport, dport, 3, 0, 0, 2 << 1, 0, 77) + data)
+    struct.pack_into("!H", segment, 6, checksum(segment, pseudo_header_sum(src, dst, Proto.DCCP, len(segment))))
+    return bytes(segment)
+
+
 def packet_of(
     spec: FlowSpec, hook: int, *, flags: int = ACK, data: bytes = b"", options: bytes = b"",
     tcp_options: bytes = b"", no_checksum: bool = False, sequence: int = 1, **tcp: int | None,
@@ -78,8 +94,14 @@ def packet_of(
     elif spec.proto == Proto.TCP:
         payload = tcp_payload(src, sport, dst, dport, flags, data, options=tcp_options, **tcp)  # type: ignore[arg-type]
     elif spec.proto == Proto.ICMP:
-        icmp_type = spec.peer_port if leaving else 8 - spec.peer_port
+        icmp_type = spec.peer_port if leaving else ICMP_COUNTERPART.get(spec.peer_port, 0)
         payload = icmp_payload(icmp_type & 0xFF, sport if leaving else dport, sequence, data)
+    elif spec.proto == Proto.UDPLITE:
+        payload = udplite_payload(src, sport, dst, dport, data, coverage=8 if no_checksum else 0)
+    elif spec.proto == Proto.DCCP:
+        payload = dccp_payload(src, sport, dst, dport, data)
+    elif spec.proto == Proto.SCTP:
+        payload = struct.pack("!HHII", sport, dport, 0x5EED, 0xC0FFEE) + data
     else:
         payload = data
     return ipv4(spec.proto, src, dst, payload, options=options)

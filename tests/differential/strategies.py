@@ -16,6 +16,9 @@ SECOND_NS = 1_000_000_000
 INSIDE_IPS = (0x0A01000B, 0x0A01000C, 0xFFFFFFFF)
 OUTSIDE_IPS = (0xCB007101, 0x0A01000B, 0)          # the second: a flow that may be left unchanged
 PEER_IPS = (0xCB007102, 0xC0000201)
+PROTOS = (
+    Proto.TCP, Proto.TCP, Proto.UDP, Proto.UDP, Proto.ICMP, Proto.UDPLITE, Proto.DCCP, Proto.SCTP, Proto.GRE, 253,
+)
 PORTS = (0, 53, 40000, 0xFFFF)
 
 hooks = st.sampled_from((Hook.PREROUTING, Hook.POSTROUTING))
@@ -37,9 +40,9 @@ timeouts = st.sampled_from((
 
 
 @st.composite
-def specs(draw: st.DrawFn, any_port: bool = False) -> FlowSpec:
+def specs(draw: st.DrawFn, any_port: bool = False, protos: tuple[int, ...] = PROTOS) -> FlowSpec:
     """A flow to install, anywhere in the small universe or with any ports."""
-    proto = draw(st.sampled_from((Proto.TCP, Proto.UDP, Proto.ICMP)))
+    proto = draw(st.sampled_from(protos))
     port = ports if any_port else st.sampled_from(PORTS)
     return FlowSpec(
         proto=proto,
@@ -48,7 +51,7 @@ def specs(draw: st.DrawFn, any_port: bool = False) -> FlowSpec:
         outside_ip=draw(st.sampled_from(OUTSIDE_IPS)),
         outside_port=draw(port),
         peer_ip=draw(st.sampled_from(PEER_IPS)),
-        peer_port=draw(st.sampled_from((0, 8))) if proto == Proto.ICMP else draw(port),
+        peer_port=draw(st.sampled_from((0, 8, 13, 18))) if proto == Proto.ICMP else draw(port),
         from_inside=draw(st.booleans()),
         inside_ifindex=draw(st.sampled_from((0, 3))),
         uplink_ifindex=draw(st.sampled_from((4, 2**31 - 1))),
@@ -57,7 +60,9 @@ def specs(draw: st.DrawFn, any_port: bool = False) -> FlowSpec:
 
 
 options = st.sampled_from((b"", b"", b"", b"\1\1\1\1", b"\1" * 12, b"\1" * 39 + b"\0"))
-tcp_options = st.sampled_from((b"", b"", b"\1\1\1\1", b"\2\4\5\xb4", b"\1" * 40, b"\3\3\7\0", b"\1\3\3\xff"))
+tcp_options = st.sampled_from((
+    b"", b"", b"\1\1\1\1", b"\2\4\5\xb4", b"\1\2\4\5\xb4\1\1\1", b"\2\4\0\0", b"\1" * 40, b"\3\3\7\0", b"\1\3\3\xff",
+))
 strange_tcp_options = tcp_options | st.binary(min_size=4, max_size=4) | st.just(b"\2\0\3\3\7\0\0\0")
 payloads = st.binary(max_size=9) | st.sampled_from((b"\0" * 8, b"\xff" * 7))
 tcp_flags = st.sampled_from((2, 18, 16, 17, 4, 20, 1, 0)) | st.integers(0, 255)
@@ -85,7 +90,7 @@ def damage(draw: st.DrawFn, packet: bytearray) -> bytearray:
     elif kind == "fragment":
         packet[6:8] = draw(st.integers(0, 0xFFFF)).to_bytes(2, "big")
     elif kind == "proto":
-        packet[9] = draw(st.sampled_from((0, 1, 6, 17, 47, 255)))
+        packet[9] = draw(st.sampled_from((0, 1, 6, 17, 33, 47, 132, 136, 255)))
     elif kind == "ihl":
         packet[0] = draw(st.integers(0, 255))
     elif kind == "total":
@@ -100,5 +105,5 @@ def damage(draw: st.DrawFn, packet: bytearray) -> bytearray:
 # bytes at random get past the first checks rarely, so most of these begin like a packet
 random_bytes = st.binary(max_size=80).map(bytearray) | st.builds(
     lambda ihl, total, proto, rest: bytearray([0x40 | ihl, 0, 0, total, 0, 0, 0, 0, 64, proto]) + rest,
-    st.integers(0, 15), st.integers(0, 90), st.sampled_from((1, 6, 17, 50)), st.binary(max_size=80),
+    st.integers(0, 15), st.integers(0, 90), st.sampled_from((1, 6, 17, 33, 50, 132, 136)), st.binary(max_size=80),
 )

@@ -10,12 +10,14 @@ from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
+from differential.packets import icmp_payload, ipv4
 from support.backends import load_both, table_config
 
 import natengine
 from natengine import _fastpath_py
 from natengine.flow.records import FlowSpec, Path
 from natengine.vocab import Hook, Proto
+from natengine.wire.ipv4 import ICMP_COUNTERPART, WITH_PORTS
 
 PACKAGE = FilePath(natengine.__file__).parent
 SPEC = FlowSpec(Proto.UDP, 0x0A01000B, 40000, 0xCB007101, 40000, 0xCB007102, 53, True, 3, 4, 7)
@@ -48,7 +50,7 @@ def test_same_signature_and_documentation(method: str) -> None:
 def test_same_constructor() -> None:
     python, cython = (backend.FastPath for backend in load_both())
     for twin in (python, cython):
-        assert list(inspect.signature(twin).parameters) == ["config"]
+        assert list(inspect.signature(twin).parameters) == ["config", "memory", "now_ns"]
     assert inspect.getdoc(python) == inspect.getdoc(cython).strip()
     assert len(cython(config=table_config())) == 0
 
@@ -84,7 +86,15 @@ def test_numbers_of_the_pxd_are_those_of_the_enums() -> None:
     hooks = {name: int(value) for name, value in re.findall(r"\bHOOK_(\w+) = (\d+)", text)}
     assert {name: Hook[name].value for name in hooks} == hooks
     protos = {name: int(value) for name, value in re.findall(r"\bIS_(\w+) = (\d+)", text)}
-    assert {proto.name: proto.value for proto in Proto} == protos
+    assert {name: Proto[name].value for name in protos} == protos
+    assert {proto.name for proto in (*WITH_PORTS, Proto.ICMP)} < set(protos)
+
+
+def test_both_know_the_same_icmp_queries() -> None:
+    for kind in range(256):
+        packet = ipv4(Proto.ICMP, SPEC.inside_ip, SPEC.peer_ip, icmp_payload(kind, 7))
+        paths = {backend.FastPath(CONFIG).translate(bytearray(packet), 4, 0) for backend in load_both()}
+        assert paths == {Path.MISS if kind in ICMP_COUNTERPART else Path.SPECIAL}, kind
 
 
 def outcome(call: Callable[[], Any]) -> Any:
@@ -127,6 +137,9 @@ WRONG_CALLS = [
         for place in range(6) for wrong in (*NO_INTEGERS, *BEYOND)
     ),
     ("find", None), ("find", ()), ("find", tuple(SPEC.leaving)), ("find", list(SPEC.leaving)), ("find", {}),
+    *(("clamp", {uplink: 1}) for uplink in (*NO_INTEGERS[:4], *BEYOND)),
+    *(("clamp", {1: limit}) for limit in (*NO_INTEGERS, *BEYOND, 65536)),
+    ("clamp", None), ("clamp", {}),
     *(("expire", now_ns, 1) for now_ns in (*NO_INTEGERS, *BEYOND)),
     *(("expire", 0, budget) for budget in (*NO_INTEGERS, *BEYOND)),
     ("expire", 0), ("snapshot", 1), ("invalidate", 1), ("oldest_unreplied", 1),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import struct
@@ -34,6 +35,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support.backends import load_both, table_config
 
+from natengine.flow.image import RECORD_BYTES, VOLATILE_AT
 from natengine.flow.records import FlowKey, FlowSpec, Path
 from natengine.vocab import Hook, Proto
 
@@ -59,9 +61,18 @@ class Twins(RuleBasedStateMachine):
             tcp_liberal=liberal, tcp_unacknowledged_ns=unacknowledged, dns_timeout_ns=dns,
             udp_inbound_refresh=inbound_refresh,
         )
-        self.python, self.cython = (backend.FastPath(config) for backend in load_both())
+        self.config = config
+        self.memories = [mmap.mmap(-1, capacity * RECORD_BYTES) for _ in range(2)]
         self.now_ns = start_ns
+        self.take_over()
         self.specs: list[FlowSpec] = []
+
+    def take_over(self) -> None:
+        """Begin with what is in the memory: nothing, or what an earlier table has left there."""
+        self.python, self.cython = (
+            backend.FastPath(self.config, memory, self.now_ns)
+            for backend, memory in zip(load_both(), self.memories, strict=True)
+        )
 
     def both(self, method: str, *args: Any) -> Any:
         """Call a method on both and return the one result."""
@@ -144,9 +155,18 @@ class Twins(RuleBasedStateMachine):
         spec = data.draw(st.sampled_from([*self.specs, spec]))
         self.both("find_on", spec.outside_ip, first_id, looks)
 
+    @rule(limits=st.dictionaries(st.sampled_from((3, 4, 2**31 - 1)), st.sampled_from((0, 1220, 1460, 0xFFFF))))
+    def clamp(self, limits: dict[int, int]) -> None:
+        self.both("clamp", limits)
+
     @rule()
     def invalidate(self) -> None:
         self.both("invalidate")
+
+    @rule()
+    def killed_and_started_again(self) -> None:
+        self.memories.reverse()             # each takes over what the other has left
+        self.take_over()
 
     @rule(budget=budgets)
     def expire(self, budget: int) -> None:
@@ -162,6 +182,12 @@ class Twins(RuleBasedStateMachine):
             self.both("snapshot")
             self.both("__len__")
             self.both("oldest_unreplied")
+            assert self.records(0) == self.records(1)
+
+    def records(self, twin: int) -> list[bytes]:
+        """What the next engine will find."""
+        memory = self.memories[twin]
+        return [memory[at:at + VOLATILE_AT] for at in range(0, len(memory), RECORD_BYTES)]
 
     def teardown(self) -> None:
         """Whatever is left ends in the same order, by eviction or by time."""

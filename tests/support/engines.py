@@ -30,12 +30,21 @@ from natengine.vocab import Decision, Hook, Interface, PacketMeta, Reason, Verdi
 
 LO, BOND_DEF, BOND_2, BOND_3, INSIDE_2 = 1, 2, 3, 4, 5
 
+
+def _ethernet(ifindex: int, name: str, network: str) -> Interface:
+    """The head has .1 of a /24."""
+    return Interface(
+        ifindex, name, (address(f"{network}.1"),), (address(f"{network}.255"),),
+        networks=((address(f"{network}.0"), 0xFFFF_FF00),),
+    )
+
+
 INTERFACES = (
-    Interface(LO, "lo", (address("127.0.0.1"),)),
-    Interface(BOND_DEF, "bond0.def", (address("10.1.0.1"),), (address("10.1.0.255"),)),
-    Interface(BOND_2, "bond0.2", (address("203.0.113.1"),), (address("203.0.113.255"),), default_route=True),
-    Interface(BOND_3, "bond0.3", (address("198.51.100.1"),), (address("198.51.100.255"),)),
-    Interface(INSIDE_2, "bond0.lan", (address("10.2.0.1"),), (address("10.2.0.255"),)),
+    Interface(LO, "lo", (address("127.0.0.1"),), networks=((address("127.0.0.0"), 0xFF00_0000),)),
+    _ethernet(BOND_DEF, "bond0.def", "10.1.0"),
+    _ethernet(BOND_2, "bond0.2", "203.0.113")._replace(default_route=True),
+    _ethernet(BOND_3, "bond0.3", "198.51.100"),
+    _ethernet(INSIDE_2, "bond0.lan", "10.2.0"),
 )
 HOLD_DOWN = Settings.port_hold_down_ns // SECOND_NS + 1     # seconds, for `ManualClock`
 OWNER_RULES = (

@@ -14,7 +14,7 @@ import struct
 
 FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 _FLAGS = {"F": FIN, "S": SYN, "R": RST, "P": PSH, "A": ACK, "U": URG}
-ICMP, TCP, UDP, GRE = 1, 6, 17, 47
+ICMP, TCP, UDP, DCCP, GRE, ESP, AH, SCTP, UDPLITE = 1, 6, 17, 33, 47, 50, 51, 132, 136
 MORE_FRAGMENTS = 0x2000
 
 
@@ -74,14 +74,16 @@ def udp(text: str, data: bytes = b"data", *, checksum: bool = True, **header: in
 
 def tcp(
     text: str, flags: str = "S", data: bytes = b"", *, seq: int | None = None, ack: int = 1001,
-    **header: int | bytes,
+    tcp_options: bytes = b"", **header: int | bytes,
 ) -> bytearray:
     """Return a TCP segment; `flags` are letters of FSRPAU.  Both sides begin with number 1000."""
     src, sport, dst, dport = _sides(text)
     bits = sum(_FLAGS[letter] for letter in flags)
     if seq is None:
         seq = 1000 if bits & SYN else 1001
-    segment = bytearray(struct.pack("!HHIIBBHHH", sport, dport, seq, ack, 5 << 4, bits, 512, 0, 0) + data)
+    offset = 5 + len(tcp_options) // 4
+    segment = bytearray(struct.pack("!HHIIBBHHH", sport, dport, seq, ack, offset << 4, bits, 512, 0, 0))
+    segment += tcp_options + data
     return ipv4(src, dst, TCP, _with_checksum(segment, 16, src, dst, TCP), **header)  # type: ignore[arg-type]
 
 
@@ -193,7 +195,7 @@ def assert_checksums(packet: bytes | bytearray, *, transport: bool = True) -> No
 
 
 def assert_error_checksums(packet: bytes | bytearray) -> None:
-    """Check an ICMP error with scapy: both IP headers, ICMP, and the quoted transport if it is whole."""
+    """Check an ICMP error with scapy: both IP headers, ICMP, and the quoted transport if all of it is there."""
     from scapy.utils import checksum
 
     at = (packet[0] & 15) * 4
@@ -201,5 +203,6 @@ def assert_error_checksums(packet: bytes | bytearray) -> None:
     assert checksum(bytes(packet[at:])) == 0, "ICMP"
     quoted = quote_of(packet)
     assert checksum(bytes(quoted[:(quoted[0] & 15) * 4])) == 0, "quoted IP header"
-    if len(quoted) == int.from_bytes(quoted[2:4], "big"):
+    is_fragment = int.from_bytes(quoted[6:8], "big") & 0x3FFF
+    if len(quoted) == int.from_bytes(quoted[2:4], "big") and not is_fragment:
         assert_checksums(quoted)

@@ -27,7 +27,7 @@ def test_behaviour_has_the_default_timeouts() -> None:
     text = (ROOT / "docs/behaviour.md").read_text()
     seconds = [
         timeouts.tcp_established_ns, timeouts.tcp_transitory_ns, timeouts.udp_ns, timeouts.udp_dns_ns,
-        timeouts.icmp_query_ns,
+        timeouts.icmp_query_ns, timeouts.udplite_ns, timeouts.dccp_ns, timeouts.generic_ns,
     ]
     table = text[text.index("## Timeouts"):]
     assert re.findall(r"\| (\d+) s", table) == [str(value // SECOND_NS) for value in seconds]

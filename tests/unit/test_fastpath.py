@@ -27,6 +27,7 @@ LEAVING, ARRIVING = Hook.POSTROUTING, Hook.PREROUTING
 INSIDE, OUTSIDE, PEER = 0x0A01000B, 0xCB007101, 0xCB007102
 UDP = FlowSpec(Proto.UDP, INSIDE, 40000, OUTSIDE, 50000, PEER, 80, True, 3, 4, Allow.ALL)
 TCP = UDP._replace(proto=Proto.TCP)
+UDPLITE, DCCP, SCTP = (UDP._replace(proto=proto) for proto in (Proto.UDPLITE, Proto.DCCP, Proto.SCTP))
 PING = UDP._replace(proto=Proto.ICMP, inside_port=7, outside_port=9, peer_port=8)
 
 UDP_NS, ICMP_NS = Timeouts().udp_ns, Timeouts().icmp_query_ns
@@ -129,9 +130,10 @@ NOT_TRANSLATED = [
     # the engine's business
     ("first fragment", altered(6, b"\x20\x00"), Path.SPECIAL),
     ("later fragment", altered(6, b"\x00\x01"), Path.SPECIAL),
-    ("GRE", altered(9, b"\x2f"), Path.SPECIAL),
+    ("GRE", altered(9, b"\x2f"), Path.MISS),
     ("ICMP error", ipv4(1, INSIDE, PEER, icmp_payload(3, 0, data=bytes(28))), Path.SPECIAL),
-    ("ICMP timestamp", ipv4(1, INSIDE, PEER, icmp_payload(13, 7)), Path.SPECIAL),
+    ("ICMP redirect", ipv4(1, INSIDE, PEER, icmp_payload(5, 7)), Path.SPECIAL),
+    ("ICMP timestamp", ipv4(1, INSIDE, PEER, icmp_payload(13, 7)), Path.MISS),
     # headers that contradict themselves
     ("version 6", altered(0, b"\x65"), Path.BAD_HEADER),
     ("IHL 4", altered(0, b"\x44"), Path.BAD_HEADER),
@@ -144,6 +146,12 @@ NOT_TRANSLATED = [
     ("TCP data offset beyond the packet", altered(32, b"\x60", TCP), Path.BAD_HEADER),
     ("no room for the TCP header", altered(2, b"\x00\x27", TCP), Path.BAD_HEADER),
     ("no room for the ICMP header", altered(2, b"\x00\x1b", PING), Path.BAD_HEADER),
+    ("no room for the SCTP header", altered(2, b"\x00\x1f", SCTP), Path.BAD_HEADER),
+    ("no room for the DCCP header", altered(2, b"\x00\x1f", DCCP), Path.BAD_HEADER),
+    ("DCCP data offset 2", altered(24, b"\x02", DCCP), Path.BAD_HEADER),
+    ("DCCP data offset beyond the packet", altered(24, b"\x04", DCCP), Path.BAD_HEADER),
+    ("UDP-Lite coverage 7", altered(24, b"\x00\x07", UDPLITE), Path.BAD_HEADER),
+    ("UDP-Lite coverage beyond the packet", altered(24, b"\x00\x09", UDPLITE), Path.BAD_HEADER),
     # fewer bytes than announced
     ("nothing", bytearray(), Path.TRUNCATED),
     ("19 bytes", packet_of(UDP, LEAVING)[:19], Path.TRUNCATED),

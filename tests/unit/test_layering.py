@@ -32,14 +32,17 @@ ALLOWED: dict[str, set[str]] = {        # layer -> layers it may import
     "adapters": WORDS | {"wire"},
     "app": WORDS | {"settings", "wire", "flow", "rules", "fastpath", "nat", "frontend", "adapters"},
 }
-LAYER_OF = {"_fastpath": "fastpath", "_fastpath_py": "fastpath", "_wire": "wire", "_tcp_window": "flow"}    # and in C
+LAYER_OF = {        # and in C
+    "_fastpath": "fastpath", "_fastpath_py": "fastpath", "_wire": "wire", "_tcp_window": "flow", "_flow_record": "flow",
+}
 EXEMPT = {"__init__", "__main__"}       # of the package itself: they only pass on
 # What compiled sources share in C.  The batched loop meets the flow table there, so that a packet of a
 # known flow never enters Python: the one place where an adapter knows a layer above the words.
 CIMPORTS = {
     "_wire": set(),
     "_tcp_window": {"natengine._wire"},
-    "_fastpath": {"natengine._wire", "natengine._tcp_window"},
+    "_flow_record": {"natengine._wire", "natengine._tcp_window"},
+    "_fastpath": {"natengine._wire", "natengine._tcp_window", "natengine._flow_record"},
     "adapters/_message": {"natengine._wire", "natengine.adapters._nfqueue"},
     "adapters/_nfqueue": {"natengine._wire", "natengine._fastpath", "natengine.adapters._message"},
 }

@@ -179,6 +179,32 @@ def test_no_uplinks_at_the_start(iptables: FakeIptables) -> None:
     assert len(iptables.transactions) == 2
 
 
+GUARD = [
+    "*mangle\n:natengine-out - [0:0]\n"
+    "-A natengine-out -o bond0.2 -m addrtype --src-type UNICAST -j DROP\n"
+    "-A natengine-out -o bond0.2 -p tcp --tcp-flags RST RST -j DROP\n"
+    "-A natengine-out -o bond0.2 -p icmp --icmp-type destination-unreachable -j DROP\nCOMMIT\n",
+    "*raw\n:natengine-in - [0:0]\n-A natengine-in -i bond0.2 -m addrtype --dst-type UNICAST -j DROP\nCOMMIT\n",
+]
+
+
+def test_guard(iptables: FakeIptables) -> None:
+    """In the place of the hooks, outbound first: nothing that is not the head's own, and no RST of the head's."""
+    installed = IptablesHooks((7, 7))
+    installed.sync(HookPlan(("bond0.2",)))
+    iptables.transactions.clear()
+    installed.sync(HookPlan(("bond0.2",), guard=True))
+    assert iptables.transactions == GUARD
+
+
+def test_from_the_guard_to_the_hooks(iptables: FakeIptables) -> None:
+    """Inbound first: what arrives is looked at before the head may answer it."""
+    IptablesHooks((7, 7)).sync(HookPlan(("bond0.2",), guard=True))
+    iptables.transactions.clear()
+    IptablesHooks((7, 7)).sync(HookPlan(("bond0.2",)))
+    assert [text.split("\n")[0] for text in iptables.transactions] == ["*raw", "*mangle"]
+
+
 def test_removal(iptables: FakeIptables) -> None:
     """Jumps first, then the chains, in one transaction; inbound first."""
     installed = IptablesHooks((7, 7))

@@ -14,6 +14,7 @@ from natengine.flow.records import FlowInfo, FlowSpec
 from natengine.flow.tcp_state import TcpState
 from natengine.flow.tcp_window import UNHEARD_SIDES
 from natengine.vocab import Proto
+from natengine.wire.ipv4 import WITH_PORTS
 
 WORKER, OUTSIDE, PEER = address("10.1.0.11"), address("203.0.113.1"), address("203.0.113.2")
 
@@ -170,3 +171,34 @@ def test_every_state_has_a_line(conntrack: Table) -> None:
     lister: Callable[..., Answer] = conntrack
     for state in TcpState:
         assert f" {state.name} src=" in lister("-L", flows=[TCP._replace(tcp_state=state)]).stdout
+
+
+ENDS = "src=10.1.0.11 dst=203.0.113.2", "src=203.0.113.2 dst=203.0.113.1"
+COUNTS = "packets=2 bytes=120", "packets=1 bytes=60 mark=0 use=1"
+
+
+@pytest.mark.parametrize(("proto", "name", "details"), [
+    (Proto.ESP, "unknown  50", ("", "")),
+    (4, "unknown  4", ("", "")),
+    (Proto.GRE, "gre      47", (" srckey=0x0 dstkey=0x0",) * 2),
+    (Proto.SCTP, "sctp     132", (" sport=40000 dport=2905", " sport=2905 dport=40000")),
+    (Proto.UDPLITE, "udplite  136", (" sport=40000 dport=2905", " sport=2905 dport=41000")),
+    (Proto.DCCP, "dccp     33", (" sport=40000 dport=2905", " sport=2905 dport=41000")),
+])
+def test_other_protocols(conntrack: Table, proto: int, name: str, details: tuple[str, str]) -> None:
+    """What conntrack has no name for is unknown; what stands behind the addresses is the protocol's."""
+    has_ports = proto in WITH_PORTS
+    ports = (40000, 40000 if proto == Proto.SCTP else 41000, 2905) if has_ports else (0, 0, 0)
+    spec = FlowSpec(proto, WORKER, ports[0], OUTSIDE, ports[1], PEER, ports[2], True, 2, 3, 7)
+    flows = [UDP._replace(spec=spec, deadline_ns=599 * SECOND_NS)]
+    line = " ".join((f"{name} 599 {ENDS[0]}{details[0]}", COUNTS[0], f"{ENDS[1]}{details[1]}", COUNTS[1]))
+    assert conntrack("-L", flows=flows).stdout.splitlines() == [line]
+    assert conntrack("-L", "-p", str(int(proto)), flows=flows).stdout
+    assert not conntrack("-L", "-p", "tcp", flows=flows).stdout
+
+
+def test_icmp_queries(conntrack: Table) -> None:
+    """Each direction with its own type."""
+    spec = PING.spec._replace(peer_port=13)
+    line = PING_LINE.replace("type=8", "type=13").replace("type=0", "type=14")
+    assert conntrack("-L", flows=[PING._replace(spec=spec)]).stdout.splitlines() == [line]

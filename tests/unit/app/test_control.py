@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ import pytest
 from natengine.app import client, control
 from natengine.app.client import SOCKET_NAME, ask
 from natengine.app.control import ControlServer
+from natengine.app.peer import Rights, rights_of
+from natengine.app.rundir import RunDir
 from natengine.errors import (
     ConfigError,
     ControlError,
@@ -24,6 +30,8 @@ from natengine.errors import (
     RuleApplyError,
     RuleSyntaxError,
 )
+from natengine.frontend.save import REPLACE, RestoreOptions
+from natengine.rules.model import TableName
 
 
 class FakeGateway:
@@ -44,18 +52,19 @@ class FakeGateway:
         self.seen.append(argv)
         return ["a warning"]
 
-    def save_text(self, *, counters: bool) -> str:
-        return f"counters={counters}\n"
+    def save_text(self, *, counters: bool, table: TableName | None) -> str:
+        return f"counters={counters} {table}\n"
 
-    def restore(self, text: str) -> list[str]:
-        self.seen.append(text)
+    def restore(self, text: str, options: RestoreOptions, *, test: bool, flush_flows: bool) -> list[str]:
+        how = (options, test, flush_flows)
+        self.seen += [text] if how == (REPLACE, False, False) else [text, how]
         return []
 
     def status(self) -> dict[str, object]:
         return {"flows": 3}
 
-    def flows(self) -> list[object]:
-        return []
+    def flows(self, first_id: int) -> tuple[list[object], int | None]:
+        return [], None if first_id else 1
 
     def delete_flows(self, ids: list[int]) -> int:
         return len(ids)
@@ -91,12 +100,14 @@ def talk(run_dir: Path, *chunks: bytes) -> bytes:
 def test_every_command(server: Path, gateway: FakeGateway) -> None:
     """Requests reach the gateway, through `call`; answers come back."""
     assert ask(server, "change", argv=["-A", "FORWARD"])["warnings"] == ["a warning"]
-    assert ask(server, "save")["text"] == "counters=False\n"
-    assert ask(server, "save", counters=True)["text"] == "counters=True\n"
+    assert ask(server, "save")["text"] == "counters=False None\n"
+    assert ask(server, "save", counters=True, table="nat")["text"] == "counters=True nat\n"
     assert ask(server, "restore", text="*nat\nCOMMIT\n")["warnings"] == []
     assert ask(server, "status")["status"] == {"flows": 3}
     assert ask(server, "conntrack", argv=["-C"])["stdout"] == "0\n"
     assert gateway.seen == [["-A", "FORWARD"], "*nat\nCOMMIT\n"]
+    ask(server, "restore", text="", counters=False, flush=False, only="nat", test=True, flush_flows=True)
+    assert gateway.seen[2:] == ["", (RestoreOptions(False, False, TableName.NAT), True, True)]
     assert gateway.threads == {"control client"}
 
 
@@ -110,6 +121,127 @@ def test_text_that_is_not_ascii(server: Path, gateway: FakeGateway) -> None:
 def test_socket_is_for_root_only(server: Path) -> None:
     """Mode 0600, from the first moment on."""
     assert stat.S_IMODE((server / SOCKET_NAME).stat().st_mode) == 0o600
+
+
+def allow(monkeypatch: pytest.MonkeyPatch, rights: Rights) -> None:
+    """Let the kernel say that this is somebody else."""
+    monkeypatch.setattr(control, "rights_of", lambda _link, _readers: rights)
+
+
+LOOKS = [("status", {}), ("save", {"counters": True}), ("conntrack", {"argv": ["-L"]}), ("conntrack", {"argv": ["-C"]})]
+CHANGES = [
+    ("change", {"argv": ["-F"]}), ("restore", {"text": ""}), ("conntrack", {"argv": ["-D"]}),
+    ("conntrack", {"argv": ["--flush"]}), ("conntrack", {"argv": "-F"}), ("conntrack", {}),
+]
+
+
+def test_readers_may_look_and_no_more(
+    server: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes something is root's, however it is spelt."""
+    allow(monkeypatch, Rights.LOOK)
+    for command, arguments in LOOKS:
+        ask(server, command, **arguments)
+    for command, arguments in CHANGES:
+        with pytest.raises(ControlError, match="you must be root"):
+            ask(server, command, **arguments)
+    assert gateway.seen == []
+
+
+def test_strangers_hear_only_why(server: Path, gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the mode of the socket ever let one in."""
+    allow(monkeypatch, Rights.NOTHING)
+    for command, arguments in (*LOOKS, *CHANGES):
+        with pytest.raises(ControlError):
+            ask(server, command, **arguments)
+    assert gateway.threads == set()
+
+
+def test_readers_do_not_take_root_s_places(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred that say nothing: most are sent away at once, and root is served."""
+    allow(monkeypatch, Rights.LOOK)
+    with contextlib.ExitStack() as stack:
+        links = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
+        for link in links:
+            link.settimeout(10)
+            link.connect(str(server / SOCKET_NAME))
+        refused = links[control.MAX_READERS:]
+        assert all(b"too many" in link.recv(65536) for link in refused)
+        allow(monkeypatch, Rights.CHANGE)
+        assert ask(server, "status")["status"] == {"flows": 3}
+
+
+def test_a_reader_s_long_question(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hung up on much earlier than root."""
+    allow(monkeypatch, Rights.LOOK)
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(10)
+        link.connect(str(server / SOCKET_NAME))
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            for _ in range(100):
+                link.sendall(b"x" * control.MAX_QUESTION)
+
+
+def test_a_client_that_dawdles(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then does not buy time without end."""
+    monkeypatch.setattr(control, "PATIENCE_S", 0.3)
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(10)
+        link.connect(str(server / SOCKET_NAME))
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            while True:
+                link.sendall(b"x")
+                time.sleep(0.05)
+
+
+def test_who_is_there() -> None:
+    """The kernel's word: user, group, and the other groups."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert rights_of(ours, None) is Rights.CHANGE
+
+
+AS_SOMEBODY = """
+import os, socket, sys
+name, group, *others = sys.argv[1:]
+os.setgroups([int(each) for each in others])
+os.setgid(int(group))
+os.setuid(65534)
+link = socket.socket(socket.AF_UNIX)
+link.connect("\\0" + name)
+link.recv(1)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+@pytest.mark.parametrize(
+    ("group", "others", "rights"),
+    [(65533, [], Rights.LOOK), (65534, [7, 65533], Rights.LOOK), (65534, [7], Rights.NOTHING)],
+)
+def test_who_is_there_as_somebody_else(group: int, others: list[int], rights: Rights) -> None:
+    """A member by its group, by another one of its groups, and none."""
+    name = f"\0natengine-{os.getpid()}-{rights.name}-{len(others)}"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(name)
+        listening.listen()
+        client = subprocess.Popen([sys.executable, "-I", "-c", AS_SOMEBODY, name[1:], str(group), *map(str, others)])
+        link, _ = listening.accept()
+        with link:
+            assert rights_of(link, 65533) is rights
+            assert rights_of(link, None) is Rights.NOTHING
+        assert client.wait(10) == 0
+
+
+def test_socket_of_a_group(gateway: FakeGateway, tmp_path: Path) -> None:
+    """Mode 0660 and the group's; the directory lets it through and shows nothing."""
+    group = os.getgroups()[0] if os.getgroups() else os.getgid()
+    held = RunDir(tmp_path / "run", group)
+    running = ControlServer(gateway, tmp_path / "run", group)  # type: ignore[arg-type]
+    about = (tmp_path / "run" / SOCKET_NAME).stat()
+    assert (stat.S_IMODE(about.st_mode), about.st_gid) == (0o660, group)
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o710
+    running.close()
+    held.close()
 
 
 @pytest.mark.parametrize(

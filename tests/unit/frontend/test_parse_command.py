@@ -85,6 +85,12 @@ def test_rules(line: str, rule: Rule) -> None:
              line_numbers=True)),
     ("-t nat --list-rules -v", Command(Kind.LIST_RULES, NAT, verbose=True)),
     ("--list=FORWARD", Command(Kind.LIST, chain="FORWARD")),
+    ("-N workers", Command(Kind.NEW_CHAIN, chain="workers")),
+    ("-X", Command(Kind.DELETE_CHAIN)),
+    ("-t nat -X workers", Command(Kind.DELETE_CHAIN, NAT, chain="workers")),
+    ("-E workers guests", Command(Kind.RENAME_CHAIN, chain="workers", new_name="guests")),
+    ("-F --flush-flows", Command(Kind.FLUSH, flush_flows=True)),
+    ("--fl", Command(Kind.FLUSH)),          # still what it is in iptables
     ("-D FORWARD 2", Command(Kind.DELETE, chain="FORWARD", number=2)),
     ("-P FORWARD DROP", Command(Kind.POLICY, chain="FORWARD", policy=Drop())),
     ("-Z FORWARD 1", Command(Kind.ZERO, chain="FORWARD", number=1)),
@@ -106,11 +112,24 @@ def test_commands(line: str, command: Command | None) -> None:
 
 # iptables' own refusals are compared in tests/lab/test_iptables_parity.py; these are natengine's
 @pytest.mark.parametrize("line,message,status", [
-    ("-N workers", "option -N is not available in natengine", 2),
-    ("-A FORWARD -g workers", "option -g is not available in natengine", 2),
-    ("-A FORWARD -j SNAT --to-source 1.2.3.4", "target SNAT is not available in natengine", 2),
-    ("-A FORWARD -m conntrack --ctstate SNAT", 'Bad ctstate "SNAT"', 2),
-    ("-t mangle -L", "table 'mangle' holds no rules in natengine (filter and nat do)", 1),
+    ("-L --flush-flows", "Illegal option `--flush-flows' with this command", 2),
+    ("-A FORWARD -f", "option -f is not available in natengine", 2),
+    ("-A FORWARD -j TCPMSS --clamp-mss-to-pmtu", "target TCPMSS is not available in natengine", 2),
+    ("-A FORWARD -m set --match-set x src", "match set is not available in natengine: write -s or -d with a list of "
+     "addresses, or a chain with one rule for each member", 2),
+    ("-t security -L", "table 'security' holds no rules in natengine (filter, nat, mangle, raw do)", 1),
+    # stricter than iptables, which stores something else than was written
+    ("-A FORWARD -m conntrack --ctorigdstport 70000", "invalid port/service `70000' specified", 2),
+    ("-A FORWARD -m conntrack --ctorigdstport 90:80", "invalid portrange (min > max)", 2),
+    ("-A FORWARD -m conntrack --ctorigdst 1.2.3.4/40", 'conntrack: bad value for option "--ctorigdst", neither a valid '
+     "network mask nor valid CIDR (0-32).", 2),
+    ("-t nat -A PREROUTING -j NETMAP --to 10.0.0.0/255.0.255.0", 'NETMAP: bad value for option "--to", neither a valid '
+     "network mask nor valid CIDR (0-32).", 2),
+    ("-t nat -A POSTROUTING -j SNAT --to 1.2.3.9-1.2.3.4",
+     "Address range is reversed: the lower address comes first", 2),
+    ("-t nat -A POSTROUTING -p tcp -j SNAT --to 1.2.3.4:0", "Port `0' not valid", 2),
+    ("-A FORWARD -m statistic --mode random --probability nan", 'statistic: bad value for option "--probability", or '
+     "out of range (0-1).", 2),
     ("-t nosuch -L", "table 'nosuch' does not exist", 3),
     ("-F -m tcp", "Illegal option `-m' with this command", 2),
     ("-A FORWARD -s 010.0.0.1", "host/network `010.0.0.1' not found", 2),
@@ -158,6 +177,12 @@ def words_of(rule: Rule) -> list[str]:
     return [word.text for word in split_words(rule_line("POSTROUTING", rule))][2:]
 
 
+@given(rules(NAT, ChainName.PREROUTING))
+def test_so_does_one_that_chooses_a_destination(rule: Rule) -> None:
+    command = parse_command(["-A", "PREROUTING", "-t", "nat", *words_of(rule)])
+    assert command.rules == (rule,)
+
+
 PREFIXES = st.sampled_from([parse_prefix(text) for text in ("10.0.0.0/8", "1.2.3.4", "10.0.2.0/255.0.255.0")])
 ADDRESS_LISTS = st.lists(st.none() | st.builds(AddressTest, PREFIXES), min_size=1, max_size=3)
 
@@ -175,6 +200,13 @@ def test_canonical_arguments_parse_to_the_same_command(
     assert parse_command(command.to_argv()) == command
 
 
+@pytest.mark.parametrize("line", [
+    "-F --flush-flows", "-N workers", "-X", "-X workers", "-E workers guests", "-t mangle -A FORWARD -g m",
+])
+def test_commands_about_chains_survive_too(line: str) -> None:
+    assert parse_command(parse(line).to_argv()) == parse(line)
+
+
 @given(st.sampled_from("LSFZ"), st.none() | st.sampled_from(["FORWARD", "-odd", "!odd", ""]),
        st.none() | st.integers(1, 9), st.booleans(), st.booleans())
 def test_listings_survive_too(letter: str, chain: str | None, number: int | None, verbose: bool,
@@ -187,10 +219,13 @@ def test_listings_survive_too(letter: str, chain: str | None, number: int | None
 
 
 WORDS = st.sampled_from(shlex.split(
-    "-A -I -D -R -C -F -P -Z -L -S FORWARD POSTROUTING nat filter 1 0 -t -s -d -i -o -p -m -j -c -n -v -x -w "
+    "-A -I -D -R -C -F -P -Z -L -S -N -X -E FORWARD POSTROUTING nat filter 1 0 -t -s -d -i -o -p -m -j -c -n -v -x -w "
     "! -- - 10.0.0.0/8 1.2.3.4,5.6.7.8 eth0 tcp udp icmp state conntrack comment --dport --sport 80 1:2 "
     "--tcp-flags SYN ALL --syn --icmp-type echo-request --state --ctstate NEW,ESTABLISHED --comment hello "
-    "MASQUERADE ACCEPT DROP RETURN --to-ports 5-6 --random --random-fully --to= --list= -h '' é"))
+    "MASQUERADE ACCEPT DROP RETURN SNAT DNAT REDIRECT REJECT LOG MARK mangle workers multiport limit addrtype iprange "
+    "statistic mark --dports --limit 3/s --dst-type LOCAL --src-range --mode nth --every --packet --mark 0x1/0xff "
+    "-g --to --to-source 1.2.3.4:5 --to-destination --reject-with tcp-reset --log-prefix --set-mark "
+    "--to-ports 5-6 --random --random-fully --to= --list= -h '' é"))
 WORDS |= st.text(max_size=5)
 
 

@@ -9,9 +9,9 @@ from unit.rules.rule_strategies import rulesets
 
 from natengine.errors import ConfigError, RuleSyntaxError
 from natengine.frontend.lexer import Word, quote_name, quote_text, split_words
-from natengine.frontend.save import dump, parse_restore
+from natengine.frontend.save import RestoreOptions, dump, parse_restore
 from natengine.rules.counters import RuleCounters
-from natengine.rules.model import Accept, Drop, InterfaceTest, Masquerade, Rule, RuleSet, TableName
+from natengine.rules.model import Accept, Drop, InterfaceTest, Jump, Masquerade, Rule, RuleSet, TableName
 
 NAT, FILTER = TableName.NAT, TableName.FILTER
 RULE = Rule(out_iface=InterfaceTest("bond0.2"), target=Masquerade())
@@ -97,15 +97,21 @@ def test_a_table_in_the_text_starts_empty_and_others_stay() -> None:
     ("*nat\n:POSTROUTING\nCOMMIT", "line 2: policy invalid (rules.v4, column 1)", 2),
     ("*nat\n:POSTROUTING ACCEPT [x:0]\nCOMMIT",
      "line 2: invalid policy counters for chain 'POSTROUTING' (rules.v4, column 21)", 2),
-    ("*nat\n:workers - [0:0]\nCOMMIT",
-     "line 2: chain 'workers' is not built in, and natengine has no others yet (rules.v4, column 2)", 2),
+    ("*nat\n:-x - [0:0]\nCOMMIT",
+     "line 2: chain name not allowed to start with `-' (rules.v4, column 5)", 2),
+    ("*nat\n-A OUTPUT -j workers\nCOMMIT", "line 2: Chain 'workers' does not exist (rules.v4, column 14)", 2),
+    ("*nat\n:a - [0:0]\n:b - [0:0]\n-A a -j b\n-A b -j a\nCOMMIT",
+     "rules.v4, line 6 failed:  RULE_APPEND failed (Too many links): rule in chain b", 4),
+    ("*nat\n:a - [0:0]\n-A a -j SNAT --to 1.2.3.4\n-A OUTPUT -j a\nCOMMIT",
+     "rules.v4, line 5 failed: SNAT works in the POSTROUTING and INPUT chains of table nat only", 4),
     ("*nat\n[x:1] -A POSTROUTING\nCOMMIT", "line 2: -c packet counter not numeric (rules.v4, column 1)", 2),
     ("*nat\n[1:1 -A POSTROUTING\nCOMMIT", "line 2: need ] (rules.v4, column 1)", 2),
     ("*nosuch\nCOMMIT", "line 1: table name 'nosuch' invalid (rules.v4, column 2)", 2),
-    ("*mangle\n-A FORWARD\nCOMMIT",
-     "line 2: table mangle holds no rules in natengine (filter and nat do) (rules.v4, column 1)", 2),
-    ("*raw\n:OUTPUT DROP [0:0]\nCOMMIT",
-     "line 2: table raw may not drop packets in natengine (rules.v4, column 9)", 2),
+    ("*mangle\n-A FORWARD -m set --match-set x src -j DROP\nCOMMIT",
+     "line 2: table mangle may not drop packets in natengine: write that in table filter, chain FORWARD "
+     "(rules.v4, column 1)", 2),
+    ("*security\n:OUTPUT DROP [0:0]\nCOMMIT",
+     "line 2: table security may not drop packets in natengine (rules.v4, column 9)", 2),
     ("*nat\n-A POSTROUTING\n", "rules.v4, COMMIT expected at line 3", 1),
     ("-A POSTROUTING\n", "line 1: `-A POSTROUTING' outside a table: *TABLE expected (rules.v4, column 1)", 2),
 ])
@@ -127,6 +133,73 @@ def test_any_text_is_read_or_refused(noise: str) -> None:
             parse_restore(text)
         except ConfigError as error:
             assert "line " in str(error)
+
+
+# --- options of iptables-restore, and tables that are left alone ------------------------------------
+
+
+GATEWAY = """\
+*mangle
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+-A PREROUTING -i eth0 -j MARK --set-xmark 0x1/0xffffffff
+COMMIT
+*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A PREROUTING -p udp -j CT --notrack
+COMMIT
+*security
+:INPUT ACCEPT [0:0]
+-A INPUT -j SECMARK --selctx x
+COMMIT
+*nat
+:workers - [0:0]
+-A POSTROUTING -o eth1 -j workers
+[3:4] -A workers -s 10.1.0.0/16 -j MASQUERADE
+COMMIT
+"""
+
+
+def test_a_real_gateways_file_is_taken_and_what_is_left_alone_is_reported() -> None:
+    told: list[str] = []
+    ruleset, _ = parse_restore(GATEWAY, report=told.append)
+    assert told == [
+        "line 7 is left out: TCPMSS is not available in natengine",
+        "table mangle is left alone: its 1 rule is kept and listed, not carried out",
+        "line 13 is left out: CT is not available in natengine",
+        "line 17 is left out: natengine has no table security",
+    ]
+    assert len(ruleset.chain(TableName.MANGLE, "PREROUTING").rules) == 1
+    assert ruleset.uplinks().patterns == ("eth1",)
+    assert "*mangle" in dump(ruleset) and "*raw" not in dump(ruleset)
+
+
+def test_noflush_adds() -> None:
+    """A built-in chain keeps its rules; a user-defined chain that the text declares is emptied, as in iptables."""
+    base, _ = parse_restore("*nat\n:a - [0:0]\n-A a -s 1.1.1.1\n-A POSTROUTING -j a\nCOMMIT\n")
+    text = "*nat\n:a - [0:0]\n:b - [0:0]\n-A b -s 2.2.2.2\n-A POSTROUTING -j b\nCOMMIT\n"
+    added, _ = parse_restore(text, base=base, options=RestoreOptions(flush=False))
+    assert [rule.target for rule in added.chain(NAT, "POSTROUTING").rules] == [Jump("a"), Jump("b")]
+    assert not added.chain(NAT, "a").rules
+    replaced, _ = parse_restore("*nat\nCOMMIT\n", base=base)
+    assert replaced == RuleSet()
+
+
+def test_counters_are_left_at_zero_where_nobody_asks_for_them() -> None:
+    text = "*nat\n:OUTPUT ACCEPT [1:2]\n[3:4] -A OUTPUT -o lo\nCOMMIT\n"
+    _, counters = parse_restore(text, options=RestoreOptions(counters=False))
+    assert counters == RuleCounters()
+
+
+def test_one_table_of_a_text() -> None:
+    text = "*nat\n-A OUTPUT -o lo\nCOMMIT\n*filter\n-A FORWARD -o lo\nCOMMIT\n"
+    ruleset, _ = parse_restore(text, options=RestoreOptions(only=FILTER))
+    assert ruleset.table(NAT).untouched and not ruleset.table(FILTER).untouched
 
 
 # --- words ------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ def test_some_things_said() -> None:
         port_hold_down = 0.5
         max_ports_per_host = 100
         hairpin_mark = 0x80000000
+        clamp_mss_to_pmtu = ["ppp+", "bond0.2"]
         [timeouts]
         udp = 120
     """
@@ -30,6 +31,7 @@ def test_some_things_said() -> None:
         mapping=MappingBehaviour.ADDRESS_AND_PORT_DEPENDENT, filtering=FilteringBehaviour.ADDRESS_DEPENDENT,
         port_overloading=False, port_hold_down_ns=SECOND_NS // 2, max_ports_per_host=100,
         hairpin_mark=1 << 31,
+        clamp_mss_to_pmtu=("ppp+", "bond0.2"),
         timeouts=Timeouts(udp_ns=120 * SECOND_NS),
     )
 
@@ -53,6 +55,8 @@ def test_every_time_is_a_key_in_seconds() -> None:
     ("max_ports_per_host = 1.5", "f: max_ports_per_host is a whole number from 0 to 268435456, not 1.5"),
     ("max_ports_per_host = true", "f: max_ports_per_host is a whole number from 0 to 268435456, not True"),
     ("hairpin_mark = 0x100000000", "f: hairpin_mark is a whole number from 0 to 4294967295, not 4294967296"),
+    ("clamp_mss_to_pmtu = true", "f: clamp_mss_to_pmtu is a list of names, such as [\"bond0.2\", \"ppp+\"], not True"),
+    ("clamp_mss_to_pmtu = ['a', 1]", "f: clamp_mss_to_pmtu is a list of names, such as [\"bond0.2\", \"ppp+\"], not ["),
     ("syn_hold = -1", "f: syn_hold is seconds, 0 to 315360000, not -1"),
     ("[timeouts]\nudp = '5m'", "f: timeouts.udp is seconds, 0 to 315360000, not '5m'"),
     ("[timeouts]\nudp = inf", "f: timeouts.udp is seconds, 0 to 315360000, not inf"),

@@ -8,6 +8,7 @@ import pytest
 from support.clock import SECOND_NS
 from support.engines import Gateway, is_held, reason_of
 from support.packets import (
+    AH,
     assert_checksums,
     describe,
     fragments,
@@ -186,11 +187,14 @@ def test_no_rule_no_fragment(gateway: Gateway) -> None:
 
 
 def test_other_protocols(gateway: Gateway) -> None:
-    """They cannot be translated in pieces either; the head's own pass."""
-    first, later, *_ = fragments(other("10.1.0.11 > 203.0.113.2", data=DATA), 200)
+    """They are translated in pieces as they are whole, or not at all; the head's own pass."""
+    outside = fragments(other("203.0.113.1 > 203.0.113.2", data=DATA), 200)
+    pieces = fragments(other("10.1.0.11 > 203.0.113.2", data=DATA), 200)
+    assert [gateway.through(piece)[12:] for piece in pieces] == [piece[12:] for piece in outside]
+    first, later, *_ = fragments(other("10.1.0.11 > 203.0.113.2", AH, data=DATA), 200)
     assert reason_of(gateway.out(first)) is Reason.UNKNOWN_PROTOCOL
     assert reason_of(gateway.out(later)) is Reason.UNKNOWN_PROTOCOL
-    for piece in fragments(other("203.0.113.1 > 203.0.113.2", data=DATA), 200):
+    for piece in fragments(other("203.0.113.1 > 203.0.113.2", AH, data=DATA), 200):
         assert reason_of(gateway.head(piece)) is Reason.LOCAL_OUT
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from support.engines import BOND_2, BOND_DEF, HOLD_DOWN, Gateway, reason_of
-from support.packets import address, describe, icmp, other, ping, pong, source_port, tcp, udp
+from support.packets import AH, address, describe, icmp, other, ping, pong, source_port, tcp, udp
 
 from natengine.vocab import Reason
 
@@ -107,7 +107,7 @@ def test_own_flow_without_a_rule_holds_its_port(gateway: Gateway) -> None:
         tcp("203.0.113.1:22 > 203.0.113.2:4000", "RA"),
         pong("203.0.113.1 > 203.0.113.2", 7),                               # a stranger's ping, answered
         icmp("203.0.113.1 > 203.0.113.2", 5),                               # a redirect
-        other("203.0.113.1 > 203.0.113.2"),
+        other("203.0.113.1 > 203.0.113.2", AH),
         udp("203.0.113.1:67 > 255.255.255.255:68"),
         udp("0.0.0.0:68 > 255.255.255.255:67"),                             # DHCP
         udp("203.0.113.1:5353 > 224.0.0.251:5353"),

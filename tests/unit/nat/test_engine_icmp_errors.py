@@ -10,6 +10,7 @@ from support.engines import BOND_2, BOND_DEF, Gateway, reason_of
 from support.packets import (
     assert_error_checksums,
     describe,
+    fragments,
     icmp,
     icmp_error,
     ones_sum,
@@ -154,6 +155,38 @@ def test_quote_without_ports(gateway: Gateway) -> None:
         assert reason_of(gateway.back(packet)) is Reason.LOCAL_IN       # the head's stack drops it
         packet = icmp_error("10.1.0.11 > 203.0.113.2", udp(ARRIVED), quote_len=length)
         assert reason_of(gateway.out(packet)) is Reason.ICMP_UNRELATED
+
+
+@pytest.mark.parametrize("icmp_type", [3, 11])
+def test_rfc5508_req4_an_error_that_quotes_a_first_fragment(clashing: Gateway, icmp_type: int) -> None:
+    """It has the ports: the receiver could not put the datagram together (11/1), or a router could not pass it on."""
+    first, *_ = fragments(udp(OUT, bytes(64)), 40)
+    sent = clashing.through(first[:])
+    packet = icmp_error("203.0.113.2 > 203.0.113.1", sent, icmp_type, 1)
+    assert reason_of(clashing.back(packet)) is Reason.ICMP_ERROR
+    assert describe(packet) == "203.0.113.2 > 10.1.0.11"
+    assert describe(quote_of(packet)) == OUT
+    assert quote_of(packet)[20:] == first[20:]
+    assert_error_checksums(packet)
+
+
+def test_rfc5508_req5_a_worker_says_that_a_datagram_was_never_whole(gateway: Gateway) -> None:
+    """ICMP 11/1 on its way out, about the first fragment of an answer."""
+    gateway.through(udp(OUT))
+    first, *_ = fragments(udp(BACK, bytes(64)), 40)
+    arrived = gateway.returned(first[:])
+    packet = icmp_error("10.1.0.11 > 203.0.113.2", arrived, 11, 1)
+    assert reason_of(gateway.out(packet)) is Reason.ICMP_ERROR
+    assert packet == icmp_error("203.0.113.1 > 203.0.113.2", first, 11, 1)
+    assert_error_checksums(packet)
+
+
+def test_an_error_that_quotes_a_later_fragment(gateway: Gateway) -> None:
+    """There must be none (RFC 1122 3.2.2), and it has no ports: nobody inside is told."""
+    pieces = [gateway.through(piece) for piece in fragments(udp(OUT, bytes(64)), 40)]
+    about_the_second = icmp_error("203.0.113.2 > 203.0.113.1", pieces[1], 11, 1)
+    assert reason_of(gateway.back(about_the_second)) is Reason.LOCAL_IN
+    assert reason_of(gateway.out(icmp_error("10.1.0.9 > 203.0.113.2", pieces[1]))) is Reason.ICMP_UNRELATED
 
 
 def test_quote_with_ip_options(clashing: Gateway) -> None:

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 from support.engines import BOND_2, BOND_3, BOND_DEF, INSIDE_2, OWNER_RULES, Gateway, is_held, reason_of
 from support.packets import (
+    AH,
     address,
     assert_checksums,
     assert_error_checksums,
@@ -139,7 +140,7 @@ def test_flush_leaks_nothing(gateway: Gateway) -> None:
     for via in (BOND_2, BOND_3):
         for packet in (udp(OUT), tcp(OUT), ping("10.1.0.11 > 203.0.113.2", 7)):
             assert reason_of(gateway.out(packet, via)) is Reason.NO_RULE
-        assert reason_of(gateway.out(other("10.1.0.11 > 203.0.113.2"), via)) is Reason.UNKNOWN_PROTOCOL
+        assert reason_of(gateway.out(other("10.1.0.11 > 203.0.113.2"), via)) is Reason.NO_RULE
         for piece in fragments(udp(OUT, bytes(64)), 32, ident=via):
             assert reason_of(gateway.out(piece, via)) is Reason.NO_RULE
         assert reason_of(gateway.back(udp("203.0.113.2:1 > 10.1.0.11:1"), via)) is Reason.UNSOLICITED
@@ -291,14 +292,13 @@ def test_anywhere_errors_of_the_head(anywhere: Gateway) -> None:
 
 
 def test_anywhere_other_protocols(anywhere: Gateway) -> None:
-    """Routed between inside networks, if FORWARD allows it; never out of an uplink."""
+    """As TCP and UDP: translated, if FORWARD allows it; what cannot be is never let out."""
     packet = other("10.1.0.11 > 10.2.0.11")
-    assert arrives_and_leaves(anywhere, packet, BOND_DEF, INSIDE_2) == (Reason.ROUTED, Reason.ROUTED)
-    for piece in fragments(other("10.1.0.11 > 10.2.0.11", data=bytes(100)), 48):
-        assert arrives_and_leaves(anywhere, piece, BOND_DEF, INSIDE_2) == (Reason.ROUTED, Reason.ROUTED)
-    assert reason_of(anywhere.out(other("10.1.0.11 > 203.0.113.2"))) is Reason.UNKNOWN_PROTOCOL
+    assert arrives_and_leaves(anywhere, packet, BOND_DEF, INSIDE_2) == (Reason.ROUTED, Reason.NEW_FLOW)
+    assert packet == other("10.2.0.1 > 10.2.0.11")
+    assert reason_of(anywhere.out(other("10.1.0.11 > 203.0.113.2", AH))) is Reason.UNKNOWN_PROTOCOL
     anywhere.rules("-P FORWARD DROP")
-    assert reason_of(anywhere.out(packet, INSIDE_2)) is Reason.FORWARD_DROP
+    assert reason_of(anywhere.out(other("10.1.0.12 > 10.2.0.12"), INSIDE_2)) is Reason.FORWARD_DROP
 
 
 def test_anywhere_stranger(anywhere: Gateway) -> None:

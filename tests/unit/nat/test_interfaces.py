@@ -7,6 +7,7 @@ from support.engines import BOND_2, BOND_3, BOND_DEF, INTERFACES
 from support.packets import address
 
 from natengine.nat.interfaces import InterfaceTable
+from natengine.rules.matches import AddressType
 from natengine.vocab import Interface
 
 TABLE = InterfaceTable(INTERFACES)
@@ -51,3 +52,17 @@ def test_outside_address() -> None:
     assert table.outside_address(BOND_2, second) == second
     assert table.outside_address(BOND_3, worker) is None
     assert table.outside_address(99, worker) is None
+
+
+@pytest.mark.parametrize(("text", "name", "kind"), [
+    ("203.0.113.1", "", AddressType.LOCAL), ("127.9.9.9", "", AddressType.LOCAL),
+    ("203.0.113.2", "", AddressType.UNICAST),
+    ("203.0.113.255", "", AddressType.BROADCAST), ("255.255.255.255", "", AddressType.BROADCAST),
+    ("0.0.0.0", "", AddressType.BROADCAST), ("224.0.0.1", "", AddressType.MULTICAST),
+    # asked about one interface only
+    ("203.0.113.1", "bond0.2", AddressType.LOCAL), ("203.0.113.1", "bond0.3", AddressType.UNICAST),
+    ("203.0.113.255", "bond0.3", AddressType.UNICAST), ("127.0.0.1", "bond0.3", AddressType.UNICAST),
+])
+def test_kinds_of_address(text: str, name: str, kind: AddressType) -> None:
+    """As the kernel's inet_addr_type() has them."""
+    assert TABLE.kind(address(text), name) == kind

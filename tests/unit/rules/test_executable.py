@@ -5,10 +5,22 @@ from __future__ import annotations
 import pytest
 
 from natengine.errors import RuleApplyError
-from natengine.rules.executable import check_executable, reachable
-from natengine.rules.matches import ConntrackTuple, Limit, MacSource, SecondsRange
+from natengine.rules.executable import check_executable
+from natengine.rules.matches import ConntrackTuple, Limit, MacSource, MarkTest, SecondsTest
 from natengine.rules.model import Rule, RuleSet, TableName
-from natengine.rules.targets import Accept, Drop, Goto, Jump, Log, Masquerade, Netmap, Redirect, Reject
+from natengine.rules.targets import (
+    Accept,
+    Connmark,
+    ConnmarkMode,
+    Drop,
+    Goto,
+    Jump,
+    Log,
+    Masquerade,
+    Netmap,
+    Redirect,
+    Reject,
+)
 from natengine.wire.addr import Prefix
 
 FILTER, NAT, MANGLE = TableName.FILTER, TableName.NAT, TableName.MANGLE
@@ -37,7 +49,10 @@ def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
     (with_rule(NAT, "OUTPUT", Rule(target=Redirect())), "natengine does not carry out REDIRECT in nat OUTPUT"),
     (with_rule(FILTER, "FORWARD", Rule(matches=LIMITED, target=Accept())), "asks FORWARD once a flow"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(MacSource(bytes(6)),))), "is not told MAC addresses: write -s"),
-    (with_rule(FILTER, "FORWARD", Rule(matches=(ConntrackTuple(expire=SecondsRange(1, 2)),))), "--ctexpire"),
+    (with_rule(FILTER, "FORWARD", Rule(matches=(ConntrackTuple(expire=SecondsTest(1, 2)),))), "--ctexpire"),
+    (with_rule(FILTER, "FORWARD", Rule(matches=(MarkTest(1),), target=Drop())), "-m mark in table nat"),
+    (with_rule(NAT, "POSTROUTING", Rule(matches=(MarkTest(1, connection=True),))), "no mark with a flow"),
+    (with_rule(FILTER, "FORWARD", Rule(target=Connmark(ConnmarkMode.SAVE))), "write MARK"),
     (with_rule(MANGLE, "FORWARD", Rule(target=Drop())), "leaves table mangle alone"),
     (RuleSet().set_policy(TableName.RAW, "OUTPUT", Drop()), "leaves table raw alone"),
     (RuleSet().new_chain(NAT, "a").append(NAT, "a", Rule(target=Redirect()))
@@ -53,7 +68,7 @@ def test_reachable_goes_along_every_jump_once() -> None:
     for chain, target in (("FORWARD", Jump("a")), ("FORWARD", Goto("b")), ("a", Jump("b")), ("b", Accept()),
                           ("c", Drop())):
         ruleset = ruleset.append(FILTER, chain, Rule(target=target))
-    found = [rule.target for rule in reachable(ruleset.table(FILTER), "FORWARD")]
+    found = [rule.target for rule in ruleset.table(FILTER).reachable("FORWARD")]
     assert found == [Jump("a"), Goto("b"), Jump("b"), Accept()]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from scapy.layers.inet import ICMP, IP, IPerror, UDPerror
-from support.packets import address, ipv4, udp
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, IPerror, UDPerror
+from support.packets import address, ipv4, tcp, udp
 
-from natengine.wire.build import MAX_ERROR, icmp_error
-from natengine.wire.ipv4 import parse_ipv4_untrusted
+from natengine.wire.build import MAX_ERROR, icmp_error, tcp_reset
+from natengine.wire.ipv4 import parse_ipv4_untrusted, parse_transport_untrusted
+from natengine.wire.tcp import read_segment
 
 
 def assert_checksums_right(packet: bytearray) -> IP:
@@ -40,3 +42,21 @@ def test_padding_is_not_quoted() -> None:
     error = icmp_error(1, 3, 2, about + bytes(20), parse_ipv4_untrusted(about))
     assert bytes(about) == bytes(error[28:])
     assert IP(bytes(error))[IPerror].proto == 47
+
+
+@pytest.mark.parametrize(("flags", "data", "answer"), [
+    # RFC 9293 3.10.7.1: a segment without ACK is acknowledged, one with ACK gets the number it expects
+    ("S", b"", ("RA", 0, 1001)),
+    ("S", b"abc", ("RA", 0, 1004)),
+    ("A", b"", ("R", 7000, 0)),
+    ("FA", b"abc", ("R", 7000, 0)),
+])
+def test_a_reset_is_one_that_the_sender_believes(flags: str, data: bytes, answer: tuple[str, int, int]) -> None:
+    segment = tcp("10.1.0.11:5000 > 203.0.113.2:80", flags, data, ack=7000)
+    ip = parse_ipv4_untrusted(segment)
+    ports = parse_transport_untrusted(segment, ip)
+    reset = assert_checksums_right(tcp_reset(
+        ip, ports.src_port_or_icmp_id, ports.dst_port_or_icmp_id, read_segment(segment, ip)
+    ))
+    assert (reset.src, reset[TCP].sport, reset.dst, reset[TCP].dport) == ("203.0.113.2", 80, "10.1.0.11", 5000)
+    assert answer == (str(reset[TCP].flags), reset[TCP].seq, reset[TCP].ack)
