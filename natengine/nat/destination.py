@@ -73,8 +73,8 @@ class DestinationRules:
         match target:
             case Netmap(to):
                 return Endpoint(ip.proto, to.network | ip.dst & ~to.mask, port)
-            case Redirect(ports, base):
-                address = interfaces.address(packet.meta.in_ifindex)
+            case Redirect(ports):
+                base, address = None, interfaces.address(packet.meta.in_ifindex)
                 if address is None:
                     return Reason.NO_ADDRESS
             case Dnat(addresses, ports, base):
