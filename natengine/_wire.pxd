@@ -33,6 +33,7 @@ cdef enum:
     PATH_BAD_HEADER = 8
     PATH_TRUNCATED = 9
     PATH_REFUSED_WINDOW = 10
+    PATH_REFUSED_RATE = 11
 
     ECHO_REPLY = 0
     NO_QUERY = -1

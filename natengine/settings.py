@@ -71,8 +71,9 @@ class Settings:
     port_hold_down_ns: int = 120 * SECOND_NS       # RFC 6888 REQ-8
     max_ports_per_host: int = 0                    # RFC 6888 REQ-4; 0: as many as there are
     max_flows_per_host: int = 131_072              # half of the table; 0: as many as there is room for
+    new_flows_when_busy: int = 1000                # a second, of one host, while packets wait; 0: as many as come
     syn_hold_ns: int = 6 * SECOND_NS               # RFC 5382 REQ-4; 0: a SYN from outside is the head's own business
-    max_fragment_trains: int = 4096                # datagrams in flight as fragments, all hosts together
+    max_fragment_trains: int = 4096                # datagrams under way in pieces, of all senders; of one a quarter
     tcp_liberal: bool = False                      # nf_conntrack_tcp_be_liberal: only RSTs must be in the window
     tcp_loose: bool = False                        # nf_conntrack_tcp_loose: an ACK may begin a flow, mid-stream
     clamp_mss_to_pmtu: tuple[str, ...] = ()        # uplinks, as `-o` has them, whose SYNs are made to fit their MTU

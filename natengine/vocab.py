@@ -92,6 +92,7 @@ class Reason(enum.IntEnum):
     SPOOFED = 39            # from an uplink, with a source that is the head's own or inside (RFC 2827)
     PEER_TAKEN = 40         # another inside host talks to that peer, and the protocol has no ports to tell them apart
     NO_ROUTE = 41           # a rule sends it to an address to which no route leads
+    RATE_LIMIT = 42         # packets are waiting, and this sender has begun enough flows for now
 
     @property
     def verdict(self) -> Verdict:

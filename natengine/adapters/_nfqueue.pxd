@@ -1,6 +1,7 @@
 """What `_nfqueue.pyx` takes from the C library and from the kernel's headers."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy
 
 
 cdef extern from "<poll.h>" nogil:
@@ -92,3 +93,15 @@ cdef extern from "<linux/netfilter/nfnetlink_queue.h>" nogil:
         NFQA_SKB_INFO
         NFQA_SKB_CSUMNOTREADY
         NFQA_SKB_GSO
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_BOOTTIME, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef inline uint32_t be32(const uint8_t *at) noexcept nogil:
+    cdef uint32_t word
+    memcpy(&word, at, 4)
+    return ntohl(word)

@@ -34,9 +34,10 @@ from libc.string cimport memcpy, memset
 
 from natengine._fastpath cimport FastPath
 from natengine._wire cimport (
-    HOOK_POSTROUTING, IS_TCP, PATH_MISS, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Partial,
-    carry_partial, complete_transport_checksum, note_partial,
+    HOOK_POSTROUTING, IS_TCP, PATH_MISS, PATH_REFUSED_RATE, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED,
+    PATH_UNCHANGED, Partial, carry_partial, complete_transport_checksum, note_partial,
 )
+from natengine.adapters._hush cimport PLACES, Hushed, hush, is_hushed, sender_of
 from natengine.adapters._message cimport PAYLOAD_HEADER, VERDICT_SIZE, Packet, parse
 
 import os
@@ -47,19 +48,19 @@ cdef enum:
     # Not a multiple of a page: buffers at the same offset in their pages would share cache sets.
     STRIDE = MESSAGE_MAX + 64 * 37
     SEND_MAX = 65536                    # bytes a sendmsg: the kernel copies them into one buffer
-    PATHS = 11
+    PATHS = 12
     LOOK_UP_EVERY_NS = 1000000
     LIVELY_NS = 10000000                # so long after a packet the next one is expected soon
+    BUSY_FOR_NS = 1000000000            # so long after a packet of a known flow more of them are expected
 
     DROP = 0                            # NF_DROP, NF_ACCEPT
     ACCEPT = 1
     HELD = 2
+    DROP_AND_HUSH = 3                   # `adapters.base`
 
 
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_BOOTTIME, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+cdef inline uint64_t sender(const Packet *packet) noexcept nogil:
+    return sender_of(packet.hook, packet.in_ifindex, packet.payload, packet.length)
 
 
 cdef inline bint lacks_checksum(const Packet *packet) noexcept nogil:
@@ -102,7 +103,7 @@ cdef class BatchedQueue:
         queue_num: Its queue.
         table: The flow table.
         settle: Called with the GIL, and with the lock held, for each packet that the table does not
-            settle: settle(path, packet, hook, in_ifindex, out_ifindex, mark, now_ns) with the packet
+            settle: settle(path, packet, hook, in_ifindex, out_ifindex, mark, now_ns, busy) with the packet
             as a bytearray; returns (verdict, rewritten, ticket), `rewritten` being None or the bytearray.
             With the verdict HELD there is none to send yet, but when `release` is called with the ticket.
         lock: The table's; all who use the table share it.
@@ -129,6 +130,9 @@ cdef class BatchedQueue:
     cdef bint asking
     cdef object failure                 # what `settle` raised, for `serve` to raise
     cdef bint failed
+    cdef bint busy                      # packets wait, and some of known flows have been among them
+    cdef int64_t last_known
+    cdef Hushed hushed[PLACES]
     cdef readonly uint64_t packets
     cdef readonly uint64_t overruns
     cdef readonly uint64_t errors       # verdicts or configuration that the kernel refused
@@ -220,6 +224,7 @@ cdef class BatchedQueue:
         cdef Packet *packet
         for i in range(received):
             count += self.read(<uint8_t *>self.receive[i].iov_base, self.messages[i].msg_len, &self.work[count])
+        self.busy = received == BATCH and now - self.last_known < BUSY_FOR_NS
         pthread_mutex_lock(&self.lock.mutex)
         for i in range(count):
             packet = &self.work[i]
@@ -256,12 +261,15 @@ cdef class BatchedQueue:
             path = self.table.finish(packet.payload, &packet.headers, packet.out_ifindex, now)
         cdef bint rewritten = path == PATH_TRANSLATED
         cdef int verdict = ACCEPT if rewritten or path == PATH_UNCHANGED else DROP
-        cdef bint asked = path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE
-        if asked:
+        cdef bint without_flow = path == PATH_MISS or path == PATH_SPECIAL
+        if without_flow and self.busy and is_hushed(self.hushed, sender(packet), now):
+            self.settled[PATH_REFUSED_RATE] += 1
+        elif without_flow or path == PATH_STALE:
             with gil:
                 verdict, rewritten = self.ask(path, packet, now)
         else:
             self.settled[path] += 1
+            self.last_known = now
             if rewritten and lacks_checksum(packet):
                 complete_transport_checksum(packet.payload, packet.length)
         if rewritten and not lacks_checksum(packet):
@@ -286,10 +294,13 @@ cdef class BatchedQueue:
         try:
             copy = PyByteArray_FromStringAndSize(<char *>packet.payload, packet.length)
             verdict, rewritten, ticket = self.settle(
-                path, copy, packet.hook, packet.in_ifindex, packet.out_ifindex, packet.mark, now
+                path, copy, packet.hook, packet.in_ifindex, packet.out_ifindex, packet.mark, now, self.busy,
             )
             if verdict == HELD:
                 self.held[ticket] = packet.packet_id
+            elif verdict == DROP_AND_HUSH:
+                hush(self.hushed, sender(packet), now)
+                return DROP, False
             if rewritten is None:
                 return verdict, False
             copy = rewritten

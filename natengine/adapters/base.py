@@ -1,6 +1,7 @@
 """The seam between the program and whatever brings packets.
 
 An adapter takes packets from the kernel and carries decisions back; it does not know what decides.
+It says, too, whether it is busy: packets wait, and among them are some of known flows.
 There are two ways to ask: `Decide` for an adapter that hands over every packet, and `Settle` for one
 that has been through the flow table itself and asks about the rest.
 
@@ -19,10 +20,15 @@ from natengine.vocab import Decision, Hook, PacketMeta
 # The head's own packets are looked at before their way is known and behind it, as those of others are.
 SIDE_OF_HOOK = {Hook.OUTPUT: Hook.PREROUTING, Hook.INPUT: Hook.POSTROUTING}
 
-Decide = Callable[[bytearray, PacketMeta], Decision]
+Decide = Callable[[bytearray, PacketMeta, bool], Decision]      # packet, meta, busy
 
-# path, packet, hook, in_ifindex, out_ifindex, mark, now_ns -> verdict, the packet if rewritten, the ticket if held
-Settle = Callable[[int, bytearray, int, int, int, int, int], tuple[int, bytearray | None, int]]
+# what `Settle` answers beside the verdicts: drop it, and for a moment, unasked, all else without a flow that
+# its sender has
+DROP_AND_HUSH = 3
+
+# path, packet, hook, in_ifindex, out_ifindex, mark, now_ns, busy
+# -> verdict, the packet if rewritten, the ticket if held
+Settle = Callable[[int, bytearray, int, int, int, int, int, bool], tuple[int, bytearray | None, int]]
 
 
 class IoStats(NamedTuple):

@@ -94,7 +94,7 @@ class HookPlan(NamedTuple):
             rules = [HookRule(place, uplink) for uplink in self.uplinks]
         if self.guard:
             return [rule._replace(only=only, action=Action.DROP) for rule in rules for only in GUARDED[place]]
-        if self.mark and (self.addresses or self.own_destinations) and not self.any_interface:
+        if self.mark and not self.any_interface and (self.addresses or self.own_destinations):
             rules += self._marked(place, self.addresses if place is Place.ARRIVING else (), except_interface="lo")
         return rules
 

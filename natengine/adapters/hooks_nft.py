@@ -38,8 +38,7 @@ class Chain(NamedTuple):
     key: str
 
 
-# One before iptables' tables, whoever was there first: rules of others see what they see behind the
-# iptables back end, whose jumps come first in these tables.
+# One before iptables' tables: whichever was there first, other people's rules in them see translated packets.
 CHAINS = {
     Place.LEAVING: Chain("leaving", "postrouting", -151, "oifname"),
     Place.RECEIVING: Chain("receiving", "input", -151, "iifname"),

@@ -26,6 +26,7 @@ from natengine.errors import HostError
 from natengine.vocab import Decision, PacketMeta, Verdict
 
 PACKETS_PER_TURN = 256              # then somebody else may have a turn
+BUSY_AFTER = 64                     # packets of one turn: more of them are waiting
 QUEUE_LENGTH = 8192                 # packets the kernel holds for us before it drops
 RECEIVE_BUFFER = 8 << 20            # bytes; a packet with its meta data takes up to about 2.5 KB of it
 SO_RCVBUFFORCE = 33                 # linux/asm-generic/socket.h; not in the socket module
@@ -117,7 +118,7 @@ class NetfilterQueueIO:
         meta = PacketMeta(hook, packet.indev, packet.outdev, packet.mark)
         self._asking = True
         try:
-            decision = self._decide(data, meta)
+            decision = self._decide(data, meta, self._socket.left <= PACKETS_PER_TURN - BUSY_AFTER)
         finally:
             self._asking = False
         if decision.verdict is Verdict.HELD:

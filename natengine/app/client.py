@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,12 @@ def ask(run_dir: Path, command: str, **arguments: object) -> dict[str, Any]:
 def _exchange(path: Path, request: bytes) -> dict[str, Any]:
     """Send a line and return the one that comes back, read."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-        link.settimeout(PATIENCE_S)
+        # With a time-out of Python's the socket would not block, and a full line of clients be an error at once.
+        patience = struct.pack("@ll", *divmod(int(PATIENCE_S * 1e6), 10**6))
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         try:
             link.connect(str(path))
+            link.settimeout(PATIENCE_S)
             link.sendall(request)
             with link.makefile("rb") as stream:
                 line = stream.readline()
@@ -49,7 +53,7 @@ def _exchange(path: Path, request: bytes) -> dict[str, Any]:
             ) from None
         except PermissionError:
             raise ControlError(f"permission denied on {path}: you must be root") from None
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise ControlError(f"the engine on {path} has not answered for {PATIENCE_S} s") from None
         except OSError as error:
             raise ControlError(f"cannot talk to an engine on {path}: {error.strerror or error}") from None

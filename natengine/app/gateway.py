@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from natengine import __version__
-from natengine.adapters.base import PacketIO
+from natengine.adapters.base import DROP_AND_HUSH, PacketIO
 from natengine.adapters.clock import now_ns
 from natengine.adapters.forwarding import Forwarding
 from natengine.adapters.hook_backends import open_hooks, remove_leftovers
@@ -35,14 +35,14 @@ from natengine.frontend.listing import list_specs
 from natengine.frontend.save import REPLACE, RestoreOptions, dump, parse_restore
 from natengine.frontend.wording import left_alone
 from natengine.nat.destination import taken_by
-from natengine.nat.engine import NatEngine
+from natengine.nat.engine import EngineStats, NatEngine
 from natengine.nat.interfaces import LOOPBACK, InterfaceTable
 from natengine.nat.policy import interface_matches, is_uplink, join_uplinks
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
 from natengine.rules.model import LEFT_ALONE, RuleSet, TableName, Uplinks
 from natengine.settings import Settings
-from natengine.vocab import Decision, PacketMeta
+from natengine.vocab import Decision, PacketMeta, Reason
 from natengine.wire.addr import format_ipv4
 
 T = TypeVar("T")
@@ -182,17 +182,20 @@ class Gateway:
             config.queue_num, fast, self._settle, queue_count=config.queue_count, busy_poll_us=config.busy_poll_us
         )
 
-    def _decide(self, packet: bytearray, meta: PacketMeta) -> Decision:
-        decision = self.engine.process(packet, meta, now_ns())
+    def _decide(self, packet: bytearray, meta: PacketMeta, busy: bool) -> Decision:
+        decision = self.engine.process(packet, meta, now_ns(), busy=busy)
         self._follow_up()
         return decision
 
     def _settle(
-        self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int
+        self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int,
+        busy: bool,
     ) -> tuple[int, bytearray | None, int]:
-        decision = self.engine.settle(path, packet, PacketMeta(hook, in_ifindex, out_ifindex, mark), at_ns)
+        meta = PacketMeta(hook, in_ifindex, out_ifindex, mark)
+        decision = self.engine.settle(path, packet, meta, at_ns, busy=busy)
         self._follow_up()
-        return decision.verdict, decision.packet, decision.ticket
+        hush = decision.reason is Reason.RATE_LIMIT
+        return DROP_AND_HUSH if hush else decision.verdict, decision.packet, decision.ticket
 
     def _expire(self, at_ns: int, budget: int) -> int:
         ended = self.engine.expire(at_ns, budget)
@@ -238,10 +241,14 @@ class Gateway:
             self.log.write(str(error))
 
     def _tell_refusals(self) -> None:
-        self.log.tell_refusals(self.engine.stats().by_reason, now_ns())
+        self.log.tell_refusals({**self._stats().by_reason, **self.io.stats()._asdict()}, now_ns())
 
     def _look_at_local_ports(self) -> None:
         self.engine.replace_local_ports(read_local_ports())
+
+    def _stats(self) -> EngineStats:
+        self.engine.note_settled(self.io.take_settled())
+        return self.engine.stats()
 
     def _take_from(self, uplinks: Uplinks, ruleset: RuleSet) -> None:
         """Take packets on these uplinks from now on; forward only once there is one."""
@@ -333,8 +340,7 @@ class Gateway:
 
     def status(self) -> dict[str, object]:
         """Return what `natengine status --json` prints."""
-        self.engine.note_settled(self.io.take_settled())
-        stats, io = self.engine.stats(), self.io.stats()
+        stats, io = self._stats(), self.io.stats()
         uplinks = self.engine.uplinks
         return {
             "version": __version__,

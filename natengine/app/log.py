@@ -11,17 +11,21 @@ import select
 from collections.abc import Iterable, Mapping
 
 from natengine.nat.said import WARNING, LogLine
-from natengine.vocab import Reason
 
 STDERR = 2
 QUIET_NS = 10_000_000_000           # after a line about one reason
 
-# what an operator can do about packets that are refused for want of room
+# counter of the engine's or of the adapter's -> what it means that it grows, and what an operator can do
 ADVICE = {
-    Reason.TABLE_FULL: "the connection table is full of answered flows; raise max_flows",
-    Reason.OUT_OF_PORTS: "no outside port is left; give the uplink another address, or widen --to-ports",
-    Reason.HOST_LIMIT: "an inside host has as many as it may have (max_flows_per_host, max_ports_per_host)",
-    Reason.FRAGMENT_LIMIT: "the memory for fragments is full (max_fragment_trains)",
+    "TABLE_FULL": "the connection table is full of answered flows; raise max_flows, or shorten timeouts",
+    "OUT_OF_PORTS": "no outside port is left; give the uplink another address, or widen --to-ports",
+    "HOST_LIMIT": "a host inside has all it may have (max_flows_per_host, max_ports_per_host); see conntrack -L",
+    "FRAGMENT_LIMIT": "too many datagrams in fragments (max_fragment_trains); see why they are cut up at all",
+    "RATE_LIMIT": "somebody sends new flows faster than they can be begun (new_flows_when_busy); see conntrack -L",
+    "SPOOFED": "sources that are ours come from an uplink; somebody forges them, or a cable is in the wrong socket",
+    "NO_ADDRESS": "an uplink has no address, so nothing can leave over it; see ip address",
+    "overruns": "the kernel had no memory to hand packets over; the machine is too busy",
+    "errors": "the kernel refused verdicts; those packets wait in the queue until it ends",
 }
 
 
@@ -34,7 +38,7 @@ class Log:
 
     def __init__(self) -> None:
         self.lost = 0
-        self._told: dict[Reason, tuple[int, int]] = {}      # packets by then, and when
+        self._told: dict[str, tuple[int, int]] = {}         # packets by then, and when
 
     def write(self, line: str) -> None:
         """Write a warning of the engine's own, as `write_lines`."""
@@ -53,14 +57,14 @@ class Log:
                 pass
             self.lost += 1
 
-    def tell_refusals(self, by_reason: Mapping[str, int], now_ns: int) -> None:
-        """Say once that packets are refused for want of room, and at most every ten seconds that they still are."""
-        for reason, advice in ADVICE.items():
-            packets = by_reason[reason.name]
-            told, at_ns = self._told.get(reason, (0, now_ns - QUIET_NS))
+    def tell_refusals(self, counters: Mapping[str, int], now_ns: int) -> None:
+        """Say once that packets are refused for want of something, and every ten seconds that they still are."""
+        for name, advice in ADVICE.items():
+            packets = counters.get(name, 0)
+            told, at_ns = self._told.get(name, (0, now_ns - QUIET_NS))
             if packets > told and now_ns - at_ns >= QUIET_NS:
-                self._told[reason] = packets, now_ns
-                self.write(f"{packets - told} packets refused: {advice}")
+                self._told[name] = packets, now_ns
+                self.write(f"{name.lower().replace('_', ' ')}: {packets - told} packets refused; {advice}")
 
 
 def _is_journal() -> bool:

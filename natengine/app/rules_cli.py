@@ -23,7 +23,7 @@ from natengine.frontend.arguments import table_by_name
 from natengine.frontend.command import LISTINGS, Kind
 from natengine.frontend.iptables import PROGRAM, help_text, parse_command, render_error, version_text
 from natengine.frontend.listing import show
-from natengine.frontend.save import STDIN, RestoreOptions, parse_restore
+from natengine.frontend.save import REPLACE, STDIN, RestoreOptions, parse_restore
 from natengine.frontend.wording import RESTORE_PROGRAM, SAVE_PROGRAM
 
 
@@ -57,7 +57,7 @@ def save(path: Path, run_dir: Path, *, counters: bool) -> int:
 
 def restore(path: Path, run_dir: Path, *, flush_flows: bool = False) -> int:
     """Replace the rules by those of a file, their counters included."""
-    return _restore(_read(path), str(path), run_dir, RestoreOptions(), flush_flows=flush_flows)
+    return _restore("natengine restore", _read(path), str(path), run_dir, REPLACE, flush_flows=flush_flows)
 
 
 def iptables_save(argv: Sequence[str], run_dir: Path) -> int:
@@ -124,7 +124,7 @@ def _iptables_restore(argv: Sequence[str], run_dir: Path) -> int:
         raise
     only = None if options.table is None else table_by_name(options.table)
     how = RestoreOptions(options.counters, not options.noflush, only)
-    return _restore(text, source, run_dir, how, test=options.test, flush_flows=options.flush_flows)
+    return _restore(RESTORE_PROGRAM, text, source, run_dir, how, test=options.test, flush_flows=options.flush_flows)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -143,7 +143,7 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _restore(text: str, source: str, run_dir: Path, options: RestoreOptions, *, test: bool = False,
+def _restore(program: str, text: str, source: str, run_dir: Path, options: RestoreOptions, *, test: bool = False,
              flush_flows: bool = False) -> int:
     """Read a text here first, so that a mistake is reported under the file's name, and send it on."""
     base = None if options.flush else parse_restore(ask(run_dir, "save", counters=False)["text"])[0]
@@ -151,7 +151,7 @@ def _restore(text: str, source: str, run_dir: Path, options: RestoreOptions, *, 
     answer = ask(run_dir, "restore", text=text, counters=options.counters, flush=options.flush,
                  only=options.only, test=test, flush_flows=flush_flows)
     for warning in answer["warnings"]:
-        print(f"{RESTORE_PROGRAM}: warning: {warning}", file=sys.stderr)
+        print(f"{program}: warning: {warning}", file=sys.stderr)
     return 0
 
 

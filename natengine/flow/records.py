@@ -37,6 +37,7 @@ class Path(enum.IntEnum):
     BAD_HEADER = 8          # the headers contradict each other: drop
     TRUNCATED = 9           # the headers promise more bytes than there are: drop
     REFUSED_WINDOW = 10     # known flow, TCP segment with sequence numbers that do not belong to it: drop
+    REFUSED_RATE = 11       # dropped unasked, like its sender's last one; said by a batched adapter, never by the table
 
 
 class Allow(enum.IntFlag):

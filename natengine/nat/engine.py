@@ -27,6 +27,7 @@ from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbo
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
 from natengine.nat.protocols import peer_taken
+from natengine.nat.rates import RateLimit
 from natengine.nat.said import LogBook, carry_out
 from natengine.nat.slowpath import SlowPath
 from natengine.nat.takeover import take_over
@@ -46,6 +47,7 @@ _SETTLED: dict[int, Reason] = {
     Path.REFUSED_FORWARD: Reason.FORWARD_DROP,
     Path.BAD_HEADER: Reason.BAD_HEADER,
     Path.TRUNCATED: Reason.TRUNCATED,
+    Path.REFUSED_RATE: Reason.RATE_LIMIT,
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
 _NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT, Reason.PEER_TAKEN})
@@ -80,14 +82,13 @@ class NatEngine:
         self._uplinks = Uplinks()
         self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self._policy(), settings, rng)
-        self._fragments = FragmentPath(
-            fast, self._slow, settings, rng,
-            settle_first=self._settle_first,
-        )
+        self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
+        share = settings.new_flows_when_busy
+        self._busy_rate = RateLimit(each=(share, share // 10 + 1), all=(8 * share, share)) if share else None
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
-    def process(self, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
+    def process(self, packet: bytearray, meta: PacketMeta, now_ns: int, *, busy: bool = False) -> Decision:
         """Decide about one packet and rewrite it in place.
 
         Args:
@@ -97,14 +98,21 @@ class NatEngine:
                 count as the first without an in-interface, those for the head at INPUT as the second without
                 an out-interface.
             now_ns: Nanoseconds on any clock that never goes back.
+            busy: Whether packets of known flows have to wait for this one.
         """
-        return self.settle(self._fast.translate(packet, meta.hook, now_ns, meta.out_ifindex), packet, meta, now_ns)
+        path = self._fast.translate(packet, meta.hook, now_ns, meta.out_ifindex)
+        return self.settle(path, packet, meta, now_ns, busy=busy)
 
-    def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Decision:
+    def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int, *, busy: bool = False) -> Decision:
         """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
-        reason = _SETTLED.get(path) or self._unsettled(path, packet, meta, now_ns)
-        if isinstance(reason, HeldFragment):
-            return Decision(Verdict.HELD, Reason.FRAGMENT_ORPHAN, None, reason.ticket)
+        reason = _SETTLED.get(path)
+        if reason is None:
+            if busy and path != Path.STALE and not self._may_ask(packet, meta, now_ns):
+                return self._decision(Reason.RATE_LIMIT, packet)
+            answer = self._unsettled(path, packet, meta, now_ns)
+            if isinstance(answer, HeldFragment):
+                return Decision(Verdict.HELD, Reason.FRAGMENT_ORPHAN, None, answer.ticket)
+            reason = answer
         return self._decision(reason, packet)
 
     def take_released(self) -> list[Decision]:
@@ -124,6 +132,17 @@ class NatEngine:
         for path, packets in enumerate(by_path):
             if packets:
                 self._by_reason[_SETTLED[path]] += packets
+
+    def _may_ask(self, packet: bytearray, meta: PacketMeta, now_ns: int) -> bool:
+        """Whether it is this sender's turn, so that a flood of new flows does not keep the known ones waiting.
+
+        From inside each host is a sender; from outside, where sources are forged, each uplink.
+        """
+        if self._busy_rate is None:
+            return True
+        if meta.hook == Hook.PREROUTING:
+            return self._busy_rate.take(meta.in_ifindex, now_ns)
+        return meta.in_ifindex == 0 or self._busy_rate.take(int.from_bytes(packet[12:16], "big"), now_ns)
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason | HeldFragment:
         """Deal with what the fast path could not, and do what the rules say beside yes and no."""

@@ -17,6 +17,7 @@ from natengine.vocab import Hook, Proto
 from natengine.wire.checksum import checksum, update
 from natengine.wire.ipv4 import (
     ICMP_COUNTERPART,
+    MIN_TRANSPORT,
     WITH_PORTS,
     Ipv4Fields,
     Transport,
@@ -39,7 +40,7 @@ class QuotedPacket:
         """Read the quote.
 
         Raises:
-            BadPacket: It is cut off before the ports, a later fragment, or an ICMP error itself.
+            BadPacket: It should have ports, but is cut off before them or a later fragment; or it is an ICMP error.
         """
         self.start = ip.header_len + ICMP_HEADER
         self.bytes = packet[self.start:ip.total_len]
@@ -47,7 +48,8 @@ class QuotedPacket:
         at = self.ip.header_len
         # RFC 5508 REQ-3 and 3a: the checksums of the error and of the quoted IP header must be right
         self.damaged = bool(checksum(packet[ip.header_len:ip.total_len]) or checksum(self.bytes[:at]))
-        if len(self.bytes) < at + QUOTED_TRANSPORT or self.ip.fragment_offset:
+        has_header = self.ip.proto in MIN_TRANSPORT             # to all other protocols these bytes are data
+        if has_header and (len(self.bytes) < at + QUOTED_TRANSPORT or self.ip.fragment_offset):
             raise BadPacket("the quoted packet has no ports")
         if self.ip.proto == Proto.ICMP:
             ident = get16(self.bytes, at + 4)

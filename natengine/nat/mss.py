@@ -19,6 +19,7 @@ LARGEST = 0xFFFF
 def mss_limits(patterns: tuple[str, ...], interfaces: InterfaceTable) -> dict[int, int]:
     """Return the largest segment by the ifindex of each interface that a pattern (`ppp+`) names."""
     return {
-        each.ifindex: min(max(each.mtu - HEADERS, 0), LARGEST)
-        for each in interfaces if any(interface_matches(pattern, each.name) for pattern in patterns)
+        each.ifindex: min(each.mtu - HEADERS, LARGEST)
+        for each in interfaces
+        if each.mtu > HEADERS and any(interface_matches(pattern, each.name) for pattern in patterns)
     }

@@ -10,10 +10,8 @@ Whoever may be answered is told; nobody can make us a source of packets for othe
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from natengine.nat.interfaces import LIMITED_BROADCAST, LOOPBACK, MULTICAST
-from natengine.settings import SECOND_NS
+from natengine.nat.rates import RateLimit
 from natengine.vocab import Proto
 from natengine.wire.build import icmp_error
 from natengine.wire.ipv4 import Buffer, Ipv4Fields
@@ -28,24 +26,6 @@ ICMP_ERRORS = frozenset({3, 4, 5, 11, 12})
 
 ALL_A_SECOND, ALL_AT_ONCE = 1000, 50
 EACH_A_SECOND, EACH_AT_ONCE = 1, 6
-HOSTS_REMEMBERED = 1024
-
-
-class TokenBucket:
-    """So many a second, and so many at once after a pause."""
-
-    def __init__(self, a_second: int, at_once: int) -> None:
-        self._interval_ns = SECOND_NS // a_second
-        self._full_ns = at_once * self._interval_ns
-        self._empty_at_ns = -self._full_ns              # the bucket holds the time since then
-
-    def take(self, now_ns: int) -> bool:
-        """Take one; False if there is none."""
-        start_ns = max(self._empty_at_ns, now_ns - self._full_ns)
-        if now_ns - start_ns < self._interval_ns:
-            return False
-        self._empty_at_ns = start_ns + self._interval_ns
-        return True
 
 
 class Outbox:
@@ -53,8 +33,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._waiting: list[bytearray] = []
-        self._all = TokenBucket(ALL_A_SECOND, ALL_AT_ONCE)
-        self._each: OrderedDict[int, TokenBucket] = OrderedDict()       # by host, the one heard last at the end
+        self._rate = RateLimit(each=(EACH_A_SECOND, EACH_AT_ONCE), all=(ALL_A_SECOND, ALL_AT_ONCE))
         self.suppressed = 0             # errors not sent for rule 2
 
     def __len__(self) -> int:
@@ -75,18 +54,11 @@ class Outbox:
         """Send an ICMP error about `packet` to its source, if the rules let us; see `wire.build.icmp_error`."""
         if not may_be_told(packet, ip):
             return False
-        if not self._has_leave(ip.src, now_ns):
+        if not self._rate.take(ip.src, now_ns):
             self.suppressed += 1
             return False
         self._waiting.append(icmp_error(source, icmp_type, code, packet, ip, rest))
         return True
-
-    def _has_leave(self, host: int, now_ns: int) -> bool:
-        bucket = self._each.pop(host, None) or TokenBucket(EACH_A_SECOND, EACH_AT_ONCE)
-        self._each[host] = bucket
-        if len(self._each) > HOSTS_REMEMBERED:
-            self._each.popitem(last=False)
-        return bucket.take(now_ns) and self._all.take(now_ns)
 
 
 def may_be_told(packet: Buffer, ip: Ipv4Fields) -> bool:

@@ -35,5 +35,5 @@ def peer_taken(packet: NewPacket) -> str:
         name = f"protocol {ip.proto}"
     return (
         f"{name} from {format_ipv4(ip.src)} to {format_ipv4(ip.dst)} dropped: another host has flows to that peer, "
-        "and there are no ports to tell them apart"
+        "and the protocol has no port that could be changed to tell them apart"
     )

@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from natengine.nat.outbox import UNREACHABLE, Outbox, TokenBucket, may_be_told
+from natengine.nat.outbox import UNREACHABLE, Outbox, may_be_told
+from natengine.nat.rates import TokenBucket
 from natengine.rules.facts import NO_FIELD, PacketFacts
 from natengine.rules.targets import Log, Reject, RejectWith
 from natengine.vocab import Proto

@@ -75,7 +75,7 @@ class SlowPath:
         if inside != outside:
             self.mappings.adopt(inside, outside, spec.inside_ifindex, now_ns)
         elif not spec.inside_ifindex:
-            self.mappings.hold(inside, outside, 0, now_ns)
+            self.mappings.hold(inside, inside, 0, now_ns)
 
     def release(self, spec: FlowSpec, now_ns: int) -> None:
         """Let go of what a flow holds that has ended or was never installed."""

@@ -64,10 +64,8 @@ _PLACES: dict[type[Target], tuple[TableName, tuple[ChainName, ...]]] = {
     Reject: (TableName.FILTER, BUILT_IN_CHAINS[TableName.FILTER]),
 }
 
-# Protocols by number, for what the engine itself has no names for.
-_DCCP, _SCTP, _UDPLITE = 33, 132, 136
-_HAVE_NEW_PORTS = {Proto.TCP, Proto.UDP, Proto.ICMP, _SCTP, _DCCP}
-_HAVE_PORTS = {Proto.TCP, Proto.UDP, _UDPLITE, _SCTP, _DCCP}
+_HAVE_NEW_PORTS = {Proto.TCP, Proto.UDP, Proto.ICMP, Proto.SCTP, Proto.DCCP}
+_HAVE_PORTS = {Proto.TCP, Proto.UDP, Proto.UDPLITE, Proto.SCTP, Proto.DCCP}
 
 _NO_IN_INTERFACE = (ChainName.OUTPUT, ChainName.POSTROUTING)
 _NO_OUT_INTERFACE = (ChainName.PREROUTING, ChainName.INPUT)

@@ -17,10 +17,11 @@ from typing import IO, Any
 
 from .errors import LabError
 from .node import Node
+from .patience import PATIENCE
 
-START_DEADLINE_S = 20.0
-DRAIN_DEADLINE_S = 5.0
-STOP_DEADLINE_S = 10.0
+START_DEADLINE_S = 20.0 * PATIENCE
+DRAIN_DEADLINE_S = 5.0 * PATIENCE
+STOP_DEADLINE_S = 10.0 * PATIENCE
 # In immediate mode the ring has a slot of 64 KiB for every packet, however short it is; the 2 MiB
 # that are the default hold 32 packets.
 BUFFER_KIB = 64 * 1024

@@ -16,10 +16,11 @@ from types import TracebackType
 from . import interrupts
 from .errors import LabError
 from .lab import Lab
+from .patience import PATIENCE
 
-START_DEADLINE_S = 30.0
-STOP_DEADLINE_S = 20.0
-COMMAND_DEADLINE_S = 60.0
+START_DEADLINE_S = 30.0 * PATIENCE
+STOP_DEADLINE_S = 20.0 * PATIENCE
+COMMAND_DEADLINE_S = 60.0 * PATIENCE
 
 # what the owner's guide says, with natengine in front
 OWNERS_COMMANDS = (

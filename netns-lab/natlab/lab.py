@@ -127,7 +127,7 @@ class Lab:
         Returns:
             prefix: The lab's.
             up: Whether it is there and whole.  If it is not there at all, that is all.
-            links: "bond/vlan" or "veth".
+            links: "bond/vlan", "lacp/vlan" or "veth".
             troubles: Why it is not whole, a list of sentences.
             nodes: By name, "netns" and "interfaces" (see `links.describe`).
             servers: A list of "node", "name", "ports", "pid" and "alive".
@@ -207,8 +207,8 @@ class Lab:
         if self._wanted_links is LinkKind.VETH:
             return LinkKind.VETH
         if builder.supports_bond_vlan():
-            return LinkKind.BOND_VLAN
-        if self._wanted_links is LinkKind.BOND_VLAN:
+            return self._wanted_links or LinkKind.BOND_VLAN
+        if self._wanted_links is not None:
             raise LabError("this kernel lacks bonding, 802.1Q or VLAN-aware bridges")
         return LinkKind.VETH
 

@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from . import interrupts
 from .errors import LabError
 from .node import Node
+from .patience import PATIENCE
 from .plan import (
     BOND,
     BOND_CABLES,
@@ -30,6 +31,7 @@ from .plan import (
     HEAD_INTERFACES,
     HOST_INTERFACES,
     INTERFACES,
+    TRUNK,
     VETH_CABLES,
     Cable,
     Interface,
@@ -37,9 +39,12 @@ from .plan import (
 )
 
 ACTIVE_BACKUP = 1          # <linux/if_bonding.h> BOND_MODE_ACTIVEBACKUP
+LACP = 4                   # BOND_MODE_8023AD
+LACP_RATE_FAST = 1         # a LACPDU every second, not every 30 s
+HASH_LAYER_3_4 = 1         # BOND_XMIT_POLICY_LAYER34: flows spread over the legs
 BOND_MIIMON_MS = 100       # how often the bond looks at the carrier of its legs
 LOOPBACK_INDEX = 1         # in every namespace
-CARRIER_DEADLINE_S = 10.0
+CARRIER_DEADLINE_S = 10.0 * PATIENCE
 POLL_INTERVAL_S = 0.005
 PVID_UNTAGGED = ["pvid", "untagged"]
 
@@ -87,7 +92,10 @@ class Builder:
         try:
             for netlink in self._netlink.values():
                 netlink.link("set", index=LOOPBACK_INDEX, state="up")
-            self._make_bond_vlan() if kind is LinkKind.BOND_VLAN else self._make_veth()
+            if kind is LinkKind.VETH:
+                self._make_veth()
+            else:
+                self._make_bond_vlan(lacp=kind is LinkKind.LACP_VLAN)
             for interface in INTERFACES:
                 self._configure(interface)
         except NetlinkError as error:
@@ -118,28 +126,39 @@ class Builder:
                 switch.link("set", index=port, master=bridge, state="up")
         switch.link("set", index=bridge, state="up")
 
-    def _make_bond_vlan(self) -> None:
+    def _make_bond_vlan(self, *, lacp: bool) -> None:
         switch, head = self._netlink["switch"], self._netlink["head"]
         # Default PVID 0: a port belongs to the VLANs named below and to no other.
         bridge = _add(switch, BRIDGE, kind="bridge", br_vlan_filtering=1, br_vlan_default_pvid=0)
-        bond = _add(head, BOND, kind="bond", bond_mode=ACTIVE_BACKUP, bond_miimon=BOND_MIIMON_MS)
+        bond = _add_bond(head, BOND, lacp=lacp)
+        trunk = _add_bond(switch, TRUNK, lacp=True) if lacp else None
         access_vlan = {interface.node: interface.vlan for interface in HOST_INTERFACES}
         for cable in BOND_CABLES:
             self._lay(cable)
             port = _index(switch, cable.peer_interface)
-            switch.link("set", index=port, master=bridge, state="up")
             if cable in BOND_LEGS:
-                for trunk in HEAD_INTERFACES:
-                    switch.vlan_filter("add", index=port, vlan_info={"vid": trunk.vlan})
                 # A leg must be down when it joins; the bond sets it up.
                 head.link("set", index=_index(head, cable.interface), master=bond)
+                if trunk is None:
+                    self._make_trunk_port(port, bridge)
+                else:
+                    switch.link("set", index=port, master=trunk)
             else:
+                switch.link("set", index=port, master=bridge, state="up")
                 vlan = access_vlan[cable.node]
                 switch.vlan_filter("add", index=port, vlan_info={"vid": vlan, "flags": PVID_UNTAGGED})
+        if trunk is not None:
+            self._make_trunk_port(trunk, bridge)
         switch.link("set", index=bridge, state="up")
         head.link("set", index=bond, state="up")
         for interface in HEAD_INTERFACES:
             _add(head, interface.name, kind="vlan", link=bond, vlan_id=interface.vlan)
+
+    def _make_trunk_port(self, port: int, bridge: int) -> None:
+        switch = self._netlink["switch"]
+        switch.link("set", index=port, master=bridge, state="up")
+        for interface in HEAD_INTERFACES:
+            switch.vlan_filter("add", index=port, vlan_info={"vid": interface.vlan})
 
     def _lay(self, cable: Cable) -> None:
         peer_netns = os.open(self._nodes[cable.peer_node].netns_path, os.O_RDONLY | os.O_CLOEXEC)
@@ -168,7 +187,7 @@ def describe(node: Node) -> dict[str, dict[str, Any]]:
 
     Returns:
         By interface name: {"kind": …, "addresses": ["10.1.0.1/24"], "state": "UP"}, where kind is
-        "bond/vlan" for a VLAN interface on a bond and the kernel's own word for any other.
+        "bond/vlan" or "lacp/vlan" for a VLAN interface on a bond and the kernel's own word for any other.
     """
     with node.enter(), contextlib.closing(IPRoute()) as netlink:
         links = {link["index"]: link for link in netlink.get_links()}
@@ -181,7 +200,7 @@ def describe(node: Node) -> dict[str, dict[str, Any]]:
         kind = _kind(link)
         lower = links.get(link.get_attr("IFLA_LINK"))
         if kind == "vlan" and lower is not None and _kind(lower) == "bond":
-            kind = LinkKind.BOND_VLAN.value
+            kind = (LinkKind.LACP_VLAN if _bond_mode(lower) == LACP else LinkKind.BOND_VLAN).value
         if index != LOOPBACK_INDEX:
             found[link.get_attr("IFLA_IFNAME")] = {
                 "kind": kind,
@@ -194,6 +213,19 @@ def describe(node: Node) -> dict[str, dict[str, Any]]:
 def _kind(link: Any) -> str | None:
     info = link.get_attr("IFLA_LINKINFO")
     return info.get_attr("IFLA_INFO_KIND") if info is not None else None
+
+
+def _bond_mode(link: Any) -> int | None:
+    return link.get_attr("IFLA_LINKINFO").get_attr("IFLA_INFO_DATA").get_attr("IFLA_BOND_MODE")
+
+
+def _add_bond(netlink: IPRoute, name: str, *, lacp: bool) -> int:
+    if not lacp:
+        return _add(netlink, name, kind="bond", bond_mode=ACTIVE_BACKUP, bond_miimon=BOND_MIIMON_MS)
+    return _add(
+        netlink, name, kind="bond", bond_mode=LACP, bond_miimon=BOND_MIIMON_MS,
+        bond_ad_lacp_rate=LACP_RATE_FAST, bond_xmit_hash_policy=HASH_LAYER_3_4,
+    )
 
 
 def _add(netlink: IPRoute, name: str, **attributes: Any) -> int:

@@ -16,13 +16,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2 import netns
+from pyroute2 import config, netns
 
 from .errors import LabError
+from .patience import PATIENCE
 
 NETNS_DIR = Path("/run/netns")
 CLONE_NEWNET = 0x40000000    # <linux/sched.h>
 SO_NETNS_COOKIE = 71         # <asm-generic/socket.h>; Linux 5.14
+
+CHILD_DEADLINE_S = 20.0 * PATIENCE
+# pyroute2 makes a namespace in a child process, for which 2 s are not enough on a busy machine
+config.default_communicate_timeout = CHILD_DEADLINE_S
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

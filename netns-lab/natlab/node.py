@@ -11,8 +11,9 @@ from typing import Any
 
 from . import namespace
 from .errors import CommandFailed
+from .patience import PATIENCE
 
-CHILD_DEADLINE_S = 5.0
+CHILD_DEADLINE_S = 5.0 * PATIENCE
 
 
 class Node:
@@ -84,7 +85,7 @@ class Node:
         """Run `argv` inside the node and return its status and output as text.
 
         Args:
-            timeout: Seconds after which it is killed.
+            timeout: Seconds after which it is killed, on a machine of usual speed (see `patience.py`).
             env: The whole environment; None for the caller's.
 
         Raises:
@@ -95,7 +96,7 @@ class Node:
         pipe = subprocess.PIPE
         with self.popen(argv, stdin=stdin, stdout=pipe, stderr=pipe, text=True, env=env) as child:
             try:
-                stdout, stderr = child.communicate(input, timeout=timeout)
+                stdout, stderr = child.communicate(input, timeout=timeout * PATIENCE)
             except BaseException:
                 child.kill()
                 raise

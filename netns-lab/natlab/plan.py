@@ -11,10 +11,11 @@ Rule 1: the head's interface names and addresses are the same whatever they are 
 Rule 2: inet2 and inet3 know only their own network.  A packet that leaves an uplink with an inside
         source address can therefore never be answered: a missing translation shows as a timeout.
 
-The head's three interfaces are made of one of two things (`LinkKind`):
+The head's three interfaces are made of one of three things (`LinkKind`):
 
     BOND_VLAN   VLANs 1000 (def), 2 and 3 on bond0, an active-backup bond of two veth legs that end
                 at a VLAN-aware bridge in `switch`; every other node is an untagged port there.
+    LACP_VLAN   the same on an 802.3ad bond, whose other end is such a bond in `switch`.
     VETH        a veth each, for kernels without bonding or 802.1Q: bond0.def ends at a plain bridge
                 in `switch` with the workers, the uplinks end directly at inet2 and inet3.
 """
@@ -27,12 +28,14 @@ from dataclasses import dataclass
 NODES = ("switch", "head", "worker1", "worker2", "inet2", "inet3")
 BRIDGE = "br0"   # in the switch
 BOND = "bond0"   # on the head
+TRUNK = "head"   # in the switch, what the legs of an 802.3ad bond are together
 
 
 class LinkKind(enum.StrEnum):
     """What the head's three interfaces are made of."""
 
     BOND_VLAN = "bond/vlan"
+    LACP_VLAN = "lacp/vlan"
     VETH = "veth"
 
 

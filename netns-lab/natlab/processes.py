@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 from . import interrupts
 from .errors import LabError
+from .patience import PATIENCE
 
 if TYPE_CHECKING:
     from .node import Node
 
 POLL_INTERVAL_S = 0.005
-LISTEN_DEADLINE_S = 30.0   # a Python start takes 30 ms here and several seconds in an emulator
-STOP_DEADLINE_S = 5.0
+LISTEN_DEADLINE_S = 30.0 * PATIENCE   # a Python start takes 30 ms here and several seconds in an emulator
+STOP_DEADLINE_S = 5.0 * PATIENCE
 
 # `$0` is the log.  The shell ends at once, so the server belongs to init and never becomes
 # somebody's zombie; setsid(1) replaces itself, so `$!` is the server's own pid.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from gateway_tools import OWNERS_RULES, head_state, leak_check, missing, settle, try_up
+from gateway_tools import OWNERS_RULES, head_state, leak_check, missing, missing_nft, settle, try_up
 from natlab import Lab, unique_prefix
 from natlab.engine import Engine
 from support.backends import NAMES, load_backend
@@ -55,6 +55,20 @@ def owners_rules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rules") / "owners.v4"
     path.write_text(OWNERS_RULES)
     return path
+
+
+@pytest.fixture(scope="session")
+def nft_is_missing(gateway_lab: Lab) -> str | None:
+    """Why there can be no nft hooks on this kernel; None if there can."""
+    return missing_nft(gateway_lab)
+
+
+@pytest.fixture(params=["iptables", "nft"])
+def hooks(request: pytest.FixtureRequest, nft_is_missing: str | None) -> str:
+    """Both back ends of the hooks, where the kernel has them."""
+    if request.param == "nft" and nft_is_missing:
+        pytest.skip(nft_is_missing)
+    return str(request.param)
 
 
 @pytest.fixture

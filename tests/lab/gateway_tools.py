@@ -26,6 +26,7 @@ from pathlib import Path
 
 from natlab import Lab, LabError, Node
 from natlab.engine import Engine
+from natlab.patience import PATIENCE
 from scapy.layers.inet import IP
 from scapy.packet import Packet
 
@@ -33,8 +34,8 @@ ADDRESS = {"worker1": "10.1.0.11", "worker2": "10.1.0.12", "inet2": "203.0.113.2
 UPLINK = {"inet2": "203.0.113.1", "inet3": "198.51.100.1"}      # the head, as that host sees it
 INSIDE_HEAD = "10.1.0.1"
 HTTP, ECHO = 80, 7
-INSIDE = "ip src net 10.0.0.0/8"            # what must never come to inet2 and inet3
-DEADLINE_S = 20.0                           # for what takes milliseconds: the machine may be busy
+INSIDE = "ip src net 10.0.0.0/8"            # what must never be seen at inet2 and inet3
+DEADLINE_S = 20.0 * PATIENCE                # for what takes milliseconds: the machine may be busy
 PYTHON = [sys.executable, "-I", "-S"]
 NATENGINE = [sys.executable, "-m", "natengine"]
 PROJECT = Path(__file__).parents[2]
@@ -76,8 +77,35 @@ def head_state(lab: Lab) -> HeadState:
         re.sub(r"\[\d+:\d+\]", "", line).strip() for line in saved
         if line.startswith((":", "-")) and not re.fullmatch(r":[A-Z]+ ACCEPT \[.*\]", line)
     )
+    rules += tuple(nft_hooks(lab))
     queues = head.run(["cat", "/proc/net/netfilter/nfnetlink_queue"], timeout=20).stdout
     return HeadState(rules, head.sysctl("net/ipv4/ip_forward"), queues)
+
+
+def nft_hooks(lab: Lab) -> list[str]:
+    """The lines of the table that the nft back end makes; none where there is no such table."""
+    if shutil.which("nft") is None:
+        return []
+    listing = lab.node("head").run(["nft", "list", "table", "ip", "natengine"], timeout=20, check=False)
+    return [line.strip() for line in listing.stdout.splitlines()]
+
+
+NFT_TRIAL = """
+add table ip trial
+add chain ip trial arriving { type filter hook prerouting priority -300; }
+add rule ip trial arriving queue num 1
+"""
+
+
+def missing_nft(lab: Lab) -> str | None:
+    """Why the head cannot have nft hooks, found out by trying; None if it can."""
+    if shutil.which("nft") is None:
+        return "nft is not installed"
+    trial = lab.node("head").run(["nft", "-f", "-"], timeout=20, check=False, input=NFT_TRIAL)
+    if trial.returncode:
+        return f"no nft queue expression: {trial.stderr.strip().splitlines()[0]}"
+    lab.node("head").run(["nft", "delete", "table", "ip", "trial"], timeout=20)
+    return None
 
 
 def wait_for(what: str, condition: Callable[[], object]) -> None:
@@ -173,8 +201,12 @@ def dropped(engine: Engine, reason: str | None = None) -> int:
 
 
 def ping(node: Node, address: str, *options: str, count: int = 1, wait: int = 5) -> str:
-    """Ping and return what it prints; CommandFailed unless there is an answer."""
-    argv = ["ping", "-n", "-c", str(count), "-i", "0.02", "-W", str(wait), *options, address]
+    """Ping and return what it prints; CommandFailed unless there is an answer.
+
+    For the first answer it waits as long as it is told, but for the last only twice the longest round trip so far, or
+    the interval, if that is more: so the interval is one that a busy machine keeps.
+    """
+    argv = ["ping", "-n", "-c", str(count), "-i", "0.3", "-W", str(wait), *options, address]
     return node.run(argv, timeout=60).stdout
 
 
@@ -191,7 +223,7 @@ def is_silent(node: Node, address: str) -> bool:
 
 def curl(node: Node, url: str, *options: str) -> str:
     """Fetch a URL and return what it has; CommandFailed unless it is fetched."""
-    return node.run(["curl", "-sS", "-m", "60", *options, url], timeout=90).stdout
+    return node.run(["curl", "-sS", "-m", str(60 * PATIENCE), *options, url], timeout=90).stdout
 
 
 def whoami(node: Node, host: str) -> tuple[str, int]:

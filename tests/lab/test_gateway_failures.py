@@ -123,7 +123,7 @@ def test_no_nfqueue_socket(fail: Fail, tmp_path: Path) -> None:
 def test_no_nfqueue_target(fail: Fail, tmp_path: Path, complaint: str) -> None:
     """iptables or the kernel has no target NFQUEUE; what iptables says is in the message."""
     script = f"cat >/dev/null\ncat >&2 <<'EOF'\n{complaint}\nEOF\nexit 1"
-    said = fail(env=fake_program(tmp_path / "bin", "iptables-restore", script)).stderr
+    said = fail("--hooks", "iptables", env=fake_program(tmp_path / "bin", "iptables-restore", script)).stderr
     assert "modprobe xt_NFQUEUE" in said and complaint.splitlines()[-1] in said
 
 
@@ -133,12 +133,28 @@ def test_second_hook_is_refused(fail: Fail, tmp_path: Path) -> None:
     script = f"""text=$(cat)
 case "$text" in *'*raw'*NFQUEUE*) echo "iptables-restore: line 3 failed" >&2; exit 1;; esac
 echo "$text" | {real} "$@\""""
-    assert "table raw" in fail(env=fake_program(tmp_path / "bin", "iptables-restore", script)).stderr
+    said = fail("--hooks", "iptables", env=fake_program(tmp_path / "bin", "iptables-restore", script)).stderr
+    assert "table raw" in said
 
 
-def test_iptables_is_not_installed(fail: Fail, tmp_path: Path) -> None:
-    """A PATH without iptables: the message names the package."""
-    assert "apt-get install iptables" in fail(env={"PATH": str(tmp_path)}).stderr
+def test_no_nft_queue_expression(fail: Fail, tmp_path: Path) -> None:
+    """The kernel refuses what nft sends; what nft says is in the message."""
+    script = "cat >/dev/null\necho 'Error: Could not process rule: No such file or directory' >&2\nexit 1"
+    said = fail("--hooks", "nft", env=fake_program(tmp_path / "bin", "nft", script)).stderr
+    assert "modprobe nft_queue" in said and "No such file or directory" in said
+
+
+@pytest.mark.parametrize("program", ["iptables", "nft"])
+def test_program_is_not_installed(fail: Fail, tmp_path: Path, program: str) -> None:
+    """A PATH without it: the message names the package."""
+    package = {"iptables": "iptables", "nft": "nftables"}[program]
+    assert f"apt-get install {package}" in fail("--hooks", program, env={"PATH": str(tmp_path)}).stderr
+
+
+def test_neither_is_installed(fail: Fail, tmp_path: Path) -> None:
+    """Left to itself it names both."""
+    said = fail(env={"PATH": str(tmp_path)}).stderr
+    assert "apt-get install iptables" in said and "apt-get install nftables" in said
 
 
 def test_queue_is_taken(lab: Lab, fail: Fail) -> None:

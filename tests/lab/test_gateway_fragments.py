@@ -10,10 +10,10 @@ from itertools import permutations
 
 import pytest
 from fragment_tools import DATA, SIZE, held, in_the_order, mapped, pieces_of
-from gateway_tools import ADDRESS, ECHO, UPLINK, dropped, send_raw, wait_for
+from gateway_tools import ADDRESS, ECHO, HTTP, UPLINK, dropped, send_raw, udp_socket, wait_for
 from natlab import Lab
 from natlab.engine import Engine
-from scapy.layers.inet import ICMP, IP, fragment
+from scapy.layers.inet import ICMP, IP, TCP, fragment
 from scapy.packet import Raw
 
 pytestmark = pytest.mark.lab
@@ -73,6 +73,26 @@ def test_ping_out_of_order(lab: Lab, gateway: Engine) -> None:
         wait_for("the first piece of an answer", lambda: capture.path.stat().st_size > 24 + 16 + SIZE)
     (answer,) = capture.packets()
     assert (answer[IP].src, answer[ICMP].id) == (ADDRESS["inet2"], 25_003)
+    assert held(gateway) == 0
+
+
+def test_a_connection_begun_in_pieces(lab: Lab, gateway: Engine) -> None:
+    """A SYN with data behind it, backwards: the server answers it, and the answer finds its way."""
+    syn = IP(src=ADDRESS["worker1"], dst=ADDRESS["inet2"], id=98) / TCP(sport=25_010, dport=HTTP, flags="S") / Raw(DATA)
+    with lab.capture("worker1", "eth0", "tcp src port 80 and tcp dst port 25010") as capture:
+        send_raw(lab, "worker1", *list(fragment(IP(bytes(syn)), SIZE))[::-1])
+        wait_for("an answer", lambda: capture.path.stat().st_size > 24 + 16 + 14 + 40)
+    answer = capture.packets()[0]
+    assert (answer[IP].src, answer[TCP].flags) == (ADDRESS["inet2"], "SA")
+    assert held(gateway) == 0
+
+
+def test_out_of_order_to_the_head(lab: Lab, gateway: Engine) -> None:
+    """What is for the head itself waits as well, for it might be a worker's; then the head gets it."""
+    with udp_socket(lab.node("head"), source_port=25_011) as link:
+        pieces = pieces_of(ADDRESS["inet2"], 25_012, UPLINK["inet2"], 25_011, DATA, 97)
+        send_raw(lab, "inet2", *pieces[::-1])
+        assert link.recv(65_535) == DATA
     assert held(gateway) == 0
 
 

@@ -200,7 +200,7 @@ def test_same_source_port_udp(lab: Lab) -> None:
 
 def test_same_icmp_identifier(lab: Lab, gateway: Engine) -> None:
     """Two pings with one identifier to one host: each worker gets its own answers."""
-    argv = ["ping", "-n", "-e", "4711", "-c5", "-i0.05", "-W5", ADDRESS["inet2"]]
+    argv = ["ping", "-n", "-e", "4711", "-c5", "-i0.3", "-W5", ADDRESS["inet2"]]
     running = [
         lab.node(worker).popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for worker in WORKERS
@@ -219,9 +219,9 @@ def test_same_icmp_identifier(lab: Lab, gateway: Engine) -> None:
 @pytest.mark.parametrize("size", [1472, 1473, 4000, 20_000, 65_000])
 def test_large_ping(lab: Lab, size: int) -> None:
     """Echo requests and replies of up to 44 fragments."""
-    output = ping(lab.node("worker1"), ADDRESS["inet2"], "-s", str(size), count=3)
-    assert "3 received" in output
-    assert output.count(f"{size + 8} bytes from {ADDRESS['inet2']}") == 3
+    for _ in range(3):
+        output = ping(lab.node("worker1"), ADDRESS["inet2"], "-s", str(size))
+        assert output.count(f"{size + 8} bytes from {ADDRESS['inet2']}") == 1
 
 
 def test_large_datagram(lab: Lab) -> None:

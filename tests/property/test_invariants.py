@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from types import ModuleType
 from typing import ClassVar
 
@@ -25,18 +26,23 @@ from support.packets import (
     TCP,
     UDP,
     address,
+    dccp,
     describe,
     dotted,
     fragments,
     icmp_error,
     ipv4,
     ones_sum,
+    other,
     ping,
     pong,
+    sctp,
     tcp,
     udp,
+    udplite,
 )
 
+from natengine.nat.protocols import MAPPED
 from natengine.settings import Settings
 from natengine.vocab import Decision, Hook, Interface, Proto, Reason, Verdict
 
@@ -59,6 +65,18 @@ rule_changes = st.sampled_from((
     "-t nat -I POSTROUTING -p udp -o bond0.2 -j MASQUERADE --to-ports 5000-5002",
     "-t nat -I POSTROUTING -p tcp -o bond0.3 -j MASQUERADE --random",
 ))
+
+
+Builder = Callable[[str, bytes], bytearray]
+
+
+def gre(text: str, payload: bytes) -> bytearray:
+    """Ports are for those who have some."""
+    return other(text, Proto.GRE, payload)
+
+
+def esp(text: str, payload: bytes) -> bytearray:
+    return other(text, Proto.ESP, payload)
 
 
 def transport_is_right(packet: bytes | bytearray) -> bool:
@@ -170,6 +188,29 @@ class Promises(RuleBasedStateMachine):
         decision = self.step(answer, Hook.PREROUTING, via, 0)
         if decision.verdict is Verdict.ACCEPT:
             assert answer == wanted
+        else:
+            assert decision.reason is Reason.FORWARD_DROP
+
+    @rule(
+        worker=st.sampled_from(WORKERS), sport=ports, via=uplinks, dport=ports, payload=data,
+        build=st.sampled_from((udplite, dccp, sctp, gre, esp)), n=st.integers(0, 1),
+    )
+    def out_of_another_kind(
+        self, worker: str, sport: int, via: int, dport: int, payload: bytes, build: Builder, n: int
+    ) -> None:
+        """A worker sends: as if the head had sent it, and the answer is the worker's; or nobody hears of it."""
+        peer = PEERS[via][n % len(PEERS[via])]
+        packet = build(f"{worker}:{sport} > {peer}:{dport}", payload)
+        decision = self.step(packet, Hook.POSTROUTING, BOND_DEF, via)
+        if decision.packet is None:
+            return
+        outside = describe(packet)
+        assert packet[20:] == build(outside, payload)[20:]
+        answer = build(swapped(outside), payload)
+        decision = self.step(answer, Hook.PREROUTING, via, 0)
+        if decision.verdict is Verdict.ACCEPT:
+            wanted = f"{peer}:{dport} > {worker}:{sport}"
+            assert answer == build(wanted, payload)
         else:
             assert decision.reason is Reason.FORWARD_DROP
 
@@ -306,7 +347,7 @@ class Promises(RuleBasedStateMachine):
         owner: dict[tuple[int, int, int], tuple[int, int]] = {}
         for flow in self.gateway.engine.flows():
             spec = flow.spec
-            if spec.inside_ifindex:
+            if spec.inside_ifindex and spec.proto in MAPPED:
                 outside = (spec.proto, spec.outside_ip, spec.outside_port)
                 assert owner.setdefault(outside, (spec.inside_ip, spec.inside_port)) == (
                     spec.inside_ip, spec.inside_port

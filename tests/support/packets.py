@@ -72,6 +72,42 @@ def udp(text: str, data: bytes = b"data", *, checksum: bool = True, **header: in
     return ipv4(src, dst, UDP, payload, **header)  # type: ignore[arg-type]
 
 
+def udplite(text: str, data: bytes = b"data", *, coverage: int = 8, **header: int | bytes) -> bytearray:
+    """Return a UDP-Lite datagram, the first `coverage` bytes of it under its checksum; 0: all (RFC 3828)."""
+    src, sport, dst, dport = _sides(text)
+    segment = bytearray(struct.pack("!HHHH", sport, dport, coverage, 0) + data)
+    covered = coverage or len(segment)
+    pseudo = struct.pack("!IIHH", address(src), address(dst), UDPLITE, len(segment))
+    value = ~ones_sum(pseudo + bytes(segment[:covered])) & 0xFFFF or 0xFFFF
+    segment[6:8] = value.to_bytes(2, "big")
+    return ipv4(src, dst, UDPLITE, bytes(segment), **header)  # type: ignore[arg-type]
+
+
+def dccp(text: str, data: bytes = b"data", **header: int | bytes) -> bytearray:
+    """Return a short DCCP-Data packet, all of it under its checksum (RFC 4340 5.1)."""
+    src, sport, dst, dport = _sides(text)
+    segment = bytearray(struct.pack("!HHBBHBBH", sport, dport, 3, 0, 0, 2 << 1, 0, 77) + data)
+    return ipv4(src, dst, DCCP, _with_checksum(segment, 6, src, dst, DCCP), **header)  # type: ignore[arg-type]
+
+
+def sctp(text: str, data: bytes = b"\1\0\0\x14" + bytes(16), **header: int | bytes) -> bytearray:
+    """Return an SCTP packet, an INIT if nothing is said, with its checksum (RFC 9260 3.1, Appendix A)."""
+    src, sport, dst, dport = _sides(text)
+    packet = bytearray(struct.pack("!HHII", sport, dport, 0, 0) + data)
+    packet[8:12] = crc32c(packet).to_bytes(4, "little")
+    return ipv4(src, dst, SCTP, bytes(packet), **header)  # type: ignore[arg-type]
+
+
+def crc32c(data: bytes | bytearray) -> int:
+    """Return the CRC of RFC 3720 B.4, bit by bit."""
+    value = 0xFFFF_FFFF
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F6_3B78 if value & 1 else 0)
+    return ~value & 0xFFFF_FFFF
+
+
 def tcp(
     text: str, flags: str = "S", data: bytes = b"", *, seq: int | None = None, ack: int = 1001,
     tcp_options: bytes = b"", **header: int | bytes,
@@ -157,7 +193,7 @@ def describe(packet: bytes | bytearray) -> str:
     src, dst = dotted(int.from_bytes(packet[12:16], "big")), dotted(int.from_bytes(packet[16:20], "big"))
     at = (packet[0] & 15) * 4
     later_fragment = int.from_bytes(packet[6:8], "big") & 0x1FFF
-    if packet[9] in (TCP, UDP) and not later_fragment:
+    if packet[9] in (TCP, UDP, DCCP, SCTP, UDPLITE) and not later_fragment:
         sport, dport = struct.unpack_from("!HH", packet, at)
         return f"{src}:{sport} > {dst}:{dport}"
     if packet[9] == ICMP and not later_fragment and packet[at] in (0, 8):

@@ -46,3 +46,12 @@ def test_links_between_documents_lead_somewhere() -> None:
     for document in documents:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name} -> {target}"
+
+
+def test_kernels_names_tests_that_exist() -> None:
+    """docs/kernels.md says what shows each difference; that test is there."""
+    named = set(re.findall(r"`(test_\w+)", (ROOT / "docs/kernels.md").read_text()))
+    lab = ROOT / "tests" / "lab"
+    sources = "\n".join(path.read_text() for path in lab.glob("test_*.py"))
+    there = set(re.findall(r"^def (test_\w+)", sources, re.M)) | {path.stem for path in lab.glob("test_*.py")}
+    assert named and named <= there

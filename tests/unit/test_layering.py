@@ -44,7 +44,9 @@ CIMPORTS = {
     "_flow_record": {"natengine._wire", "natengine._tcp_window"},
     "_fastpath": {"natengine._wire", "natengine._tcp_window", "natengine._flow_record"},
     "adapters/_message": {"natengine._wire", "natengine.adapters._nfqueue"},
-    "adapters/_nfqueue": {"natengine._wire", "natengine._fastpath", "natengine.adapters._message"},
+    "adapters/_nfqueue": {
+        "natengine._wire", "natengine._fastpath", "natengine.adapters._hush", "natengine.adapters._message"
+    },
 }
 
 PURE = set(ALLOWED) - {"adapters", "app"}

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from gateway_tools import missing, try_up
 from natlab import Lab, unique_prefix
-from network import U1, U2, U3, Network, Tap
-from rows import SUBJECTS, Requirement, Table
-from subjects import START, Subject
 
 import natengine
+from conformance.network import U1, U2, U3, Network, Tap
+from conformance.rows import SUBJECTS, Requirement, Table
+from conformance.subjects import START, Subject
 
 TO_WRITE = os.environ.get("NATENGINE_CONFORMANCE")
 TABLE = pytest.StashKey[Table]()
@@ -105,6 +105,19 @@ def net(request: pytest.FixtureRequest, running: Running, taps: dict[str, Tap], 
     if is_new or running.network is None:
         running.network = Network(running._lab, taps, subject, ports)
     return running.network
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put tests that want the same gateway one after the other: to start one takes seconds."""
+    def gateway(item: pytest.Item) -> tuple[str, tuple[str, ...]]:
+        mark = item.get_closest_marker("requirement")
+        assert mark is not None
+        return mark.args[0].settings, mark.args[0].rules
+
+    places = [place for place, item in enumerate(items) if item.get_closest_marker("requirement")]
+    for place, item in zip(places, sorted((items[place] for place in places), key=gateway), strict=True):
+        items[place] = item
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,6 +8,7 @@ A test that the subject fails says in the message of its assertion what the subj
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,12 @@ import pytest
 HEAD = """\
 # Conformance
 
-What the RFCs want of a NAT, tested from outside: crafted packets from two hosts inside and one outside, natengine or the
-kernel's MASQUERADE between them, in the same lab and run. `make conformance` writes this table; CI runs natengine's column.
+What the RFCs want of a NAT, tested from outside: crafted packets from two hosts inside and one outside, natengine or
+the kernel's MASQUERADE between them, in the same lab and run. `make conformance` writes this table, `make test` runs
+natengine's column.
 
-Both have their defaults (natengine: {natengine}; kernel {kernel}, no filter rules, no sysctl changed), but where a row says
-which setting it is about. *no* says what happens instead.
+Both have their defaults (natengine {natengine}; kernel {kernel}, no filter rules, no sysctl changed), but where a row
+is about an option. *yes*: it conforms; *no* says what happens instead.
 
 """
 
@@ -60,7 +62,7 @@ class Row:
 
     def cell(self, subject: str) -> str:
         if subject not in self.failures:
-            return "–"
+            return "not tested"
         failures = list(dict.fromkeys(filter(None, self.failures[subject])))
         if not self.failures[subject]:
             return "yes"
@@ -97,6 +99,5 @@ SUBJECTS = ("natengine", "kernel")
 
 
 def _order(name: str) -> list[Any]:
-    """Sort by number where there are numbers: REQ-2 before REQ-10."""
-    words = name.replace("-", " ").replace(".", " ").split()
-    return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in words]
+    """Sort by number where there are numbers: REQ-2 before REQ-2a before REQ-10."""
+    return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in re.findall(r"\d+|[^\d\W]+", name)]

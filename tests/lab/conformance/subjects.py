@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from gateway_tools import OWNERS_RULES
 from natlab import Lab
 from natlab.engine import OWNERS_COMMANDS, Engine
-from rows import Requirement
+
+from conformance.rows import Requirement
 
 
 class Subject(Protocol):
@@ -50,10 +52,10 @@ class Kernel:
 def natengine(lab: Lab, wanted: Requirement) -> Iterator[Natengine]:
     """natengine with the owner's rules, those of the requirement before them."""
     with tempfile.TemporaryDirectory() as directory:
-        config = Path(directory) / "natengine.toml"
+        config, rules = Path(directory) / "natengine.toml", Path(directory) / "rules.v4"
         config.write_text(wanted.settings)
-        with Engine(lab, "--config", str(config)) as engine:
-            engine.type(OWNERS_COMMANDS)
+        rules.write_text(OWNERS_RULES)
+        with Engine(lab, "--config", str(config), "--rules", str(rules)) as engine:
             subject = Natengine(engine)
             for rule in wanted.rules:
                 subject.iptables(rule)

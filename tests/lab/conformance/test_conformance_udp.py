@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 
 import pytest
-from network import U0, U1, U2, U3, W1, W2, G, Network
-from rows import requirement
-from support.packets import assert_checksums, describe, icmp_error, ipv4, quote_of, udp
+from support.packets import (
+    assert_checksums,
+    dccp,
+    describe,
+    icmp_error,
+    ipv4,
+    ping,
+    quote_of,
+    sctp,
+    source_port,
+    tcp,
+    udp,
+    udplite,
+)
+
+from conformance.network import U0, U1, U2, U3, W1, W2, G, Network
+from conformance.rows import requirement
 
 pytestmark = pytest.mark.lab
 
@@ -69,7 +84,7 @@ def test_rfc6056_replacement_ports_are_random(net: Network) -> None:
         port = net.port()
         net.mapped(f"{W1}:{port} > {U0}:7")
         found.append(net.mapped(f"{W2}:{port} > {U0}:7") or 0)
-    steps = Counter(abs(one - other) for one, other in zip(found, found[1:], strict=False))
+    steps = Counter(abs(one - other) for one, other in itertools.pairwise(found))
     assert len(steps) > 8, f"one after the other: {found}"
 
 
@@ -98,6 +113,36 @@ def test_rfc6888_req6_untranslated_on_purpose(net: Network) -> None:
     sent = net.out(udp(f"{W1}:{port} > {U3}:7"))
     assert sent is not None and describe(sent) == f"{W1}:{port} > {U3}:7"
     assert net.mapped(f"{W1}:{port} > {U0}:7") == port
+
+
+@requirement(
+    "RFC 6888 REQ-13", "SHOULD", "every port there is can be used: 300 flows, 300 ports",
+    rules=("-t nat -I POSTROUTING -o bond0.2 -p udp --sport 20000:20299 -j MASQUERADE --to-ports 30000-30299",),
+)
+def test_rfc6888_req13_every_port_can_be_used(net: Network) -> None:
+    seen = net.exchange(*(udp(f"{W1}:{port} > {U0}:7") for port in range(20_000, 20_300))).outside
+    used = {source_port(each) for each in seen}
+    assert used == set(range(30_000, 30_300)), f"{len(used)} flows"
+
+
+@requirement("RFC 4787 REQ-2", "RECOMMENDED", "all sessions of a host have one outside address (RFC 7857 4)")
+def test_rfc4787_req2_paired_pooling(net: Network) -> None:
+    ends = f"{W1}:{net.port()} > {U0}:7"
+    packets = (udp(ends), tcp(ends), ping(f"{W1} > {U0}", net.port()), ipv4(W1, U0, 50, bytes(20)))
+    assert {bytes(each[12:16]) for each in net.exchange(*packets).outside} == {bytes(map(int, G.split(".")))}
+
+
+@requirement(
+    "RFC 4787 REQ-11", "MUST", "a nearly full pool changes nothing about it",
+    rules=("-t nat -I POSTROUTING -o bond0.2 -p udp --sport 21000:21099 -j MASQUERADE --to-ports 31000-31019",),
+)
+def test_rfc4787_req11_the_same_when_nearly_full(net: Network) -> None:
+    for port in range(21_000, 21_018):
+        net.mapped(f"{W2}:{port} > {U0}:7")
+    first = net.mapped(f"{W1}:21050 > {U0}:7")
+    assert first is not None
+    assert {net.mapped(f"{W1}:21050 > {peer}:9") for peer in (U1, U2, U3)} == {first}, "another port for some peers"
+    assert net.back(udp(f"{U3}:1 > {G}:{first}")) is None
 
 
 # ── filtering ────────────────────────────────────────────────────────────────────────────────────
@@ -158,7 +203,8 @@ def test_rfc4787_req6_outbound_refresh(net: Network) -> None:
     assert net.left("udp", port) > before
 
 
-@requirement("RFC 4787 REQ-6", "MAY", "whether inbound packets do can be chosen", settings="udp_inbound_refresh = false\n")
+@requirement("RFC 4787 REQ-6", "MAY", "whether inbound packets do can be chosen",
+             settings="udp_inbound_refresh = false\n")
 def test_rfc4787_req6_inbound_refresh_can_be_switched_off(net: Network) -> None:
     port = net.port()
     outside = net.mapped(f"{W1}:{port} > {U0}:7")
@@ -207,7 +253,7 @@ def test_rfc4787_req12b_destination_unreachable(net: Network) -> None:
         assert describe(quote_of(arrived)) == describe(inside)
 
 
-@requirement("RFC 4787 REQ-13", "MUST", "what does not fit outwards and may not be cut: ICMP 3/4 to its sender, with the MTU")
+@requirement("RFC 4787 REQ-13", "MUST", "what does not fit outwards and may not be cut: ICMP 3/4 with the MTU")
 def test_rfc4787_req13_too_big_outwards(net: Network) -> None:
     packet = udp(f"{W1}:{net.port()} > {U0}:7", bytes(1400), fragment=0x4000)
     with net.mtu("head", "bond0.2", 1300):
@@ -279,7 +325,7 @@ def test_rfc768_zero_is_written_as_ffff(net: Network) -> None:
     assert sent is not None and sent[26:28] == b"\xff\xff"
 
 
-@requirement("RFC 1624", "MUST", "a wrong checksum does not become right; nor does the packet leave with its inside address")
+@requirement("RFC 1624", "MUST", "a wrong checksum does not become right, nor the packet leave untranslated")
 def test_rfc1624_a_wrong_checksum_stays_wrong(net: Network) -> None:
     packet = udp(f"{W1}:{net.port()} > {U0}:7")
     packet[26] ^= 1
@@ -300,14 +346,13 @@ def test_rfc1812_ttl(net: Network) -> None:
     assert (sent[8], arrived[8]) == (63, 63)
 
 
-@requirement("RFC 2474, 3168", "MUST", "DSCP and ECN stay")
+@requirement("RFC 2474", "MUST", "DSCP and ECN stay")
 def test_rfc2474_tos_stays(net: Network) -> None:
     sent = net.out(udp(f"{W1}:{net.port()} > {U0}:7", tos=0xB9))
     assert sent is not None and sent[1] == 0xB9
 
 
-@requirement("RFC 3022 3, RFC 1918 3", "MUST", "no packet leaves with an inside source: the rule goes while a flow lives",
-             settings="# its own engine\n")
+@requirement("RFC 1918 3", "MUST", "no packet leaves with an inside source: the rule goes while a flow lives")
 def test_rfc1918_no_inside_address_leaves_when_the_rule_goes(net: Network) -> None:
     port = net.port()
     for _ in range(2):
@@ -333,6 +378,45 @@ def test_rfc3022_protocols_without_ports(net: Network) -> None:
         assert sent is not None and describe(sent) == f"{G} > {U1}", f"not {proto}"
         arrived = net.back(ipv4(U1, G, proto, b"\0\0\x08\0 data"))
         assert arrived is not None and describe(arrived) == f"{U1} > {W1}", f"not {proto}"
+
+
+@requirement("RFC 5597 REQ-1", "MUST", "DCCP: one outside endpoint for an inside one, and a port for each host")
+def test_rfc5597_req1_dccp(net: Network) -> None:
+    port = net.port()
+    sent = net.out(dccp(f"{W1}:{port} > {U0}:7"))
+    assert sent is not None
+    first = source_port(sent)
+    assert sent == dccp(f"{G}:{first} > {U0}:7", ttl=63), "its checksum becomes wrong"
+    assert net.mapped(f"{W1}:{port} > {U1}:7", dccp) == first
+    other = net.mapped(f"{W2}:{port} > {U0}:7", dccp)
+    assert other is not None and other != first
+
+
+@requirement("RFC 3828", "as UDP", "UDP-Lite: a port for each host, the checksum right with any coverage")
+def test_rfc3828_udplite(net: Network) -> None:
+    port = net.port()
+    for host in (W1, W2):
+        for coverage in (0, 8, 10):
+            sent = net.out(udplite(f"{host}:{port} > {U0}:7", b"some data", coverage=coverage))
+            assert sent is not None, "a second host with that port is dropped"
+            right = udplite(f"{G}:{source_port(sent)} > {U0}:7", b"some data", coverage=coverage, ttl=63)
+            assert sent == right, "its checksum becomes wrong"
+
+
+@requirement("RFC 9260", "scope", "SCTP: two hosts may have associations with one peer; the CRC-32c is right")
+def test_rfc9260_sctp(net: Network) -> None:
+    port = net.port()
+    for number, host in enumerate((W1, W2)):
+        sent = net.out(sctp(f"{host}:{port + number} > {U0}:2905"))
+        assert sent is not None, "the second one is dropped"
+        assert sent == sctp(f"{G}:{port + number} > {U0}:2905", ttl=63)
+        arrived = net.back(sctp(f"{U0}:2905 > {G}:{port + number}"))
+        assert arrived == sctp(f"{U0}:2905 > {host}:{port + number}", ttl=63)
+
+
+@requirement("RFC 4302", "scope", "AH, which signs the addresses, is not passed on to be refused")
+def test_rfc4302_ah(net: Network) -> None:
+    assert net.out(ipv4(W1, U0, 51, bytes(24))) is None, "it is translated, for nothing"
 
 
 @requirement("RFC 5508 REQ-8", "SHOULD", "a second host with such a protocol to the same peer is told, not ignored")

@@ -113,6 +113,17 @@ add rule ip natengine arriving iifname != "lo" meta mark & 0x10 == 0x10 queue nu
 """]
 
 
+def test_guard(nft: FakeNft) -> None:
+    """In the place of the hooks: nothing that is not the head's own, and no RST of the head's."""
+    NftHooks((7, 7)).sync(HookPlan(("bond0.2",), guard=True))
+    assert nft.transactions == [FRAME + """\
+add rule ip natengine leaving oifname "bond0.2" fib saddr type unicast drop
+add rule ip natengine leaving oifname "bond0.2" tcp flags & rst == rst drop
+add rule ip natengine leaving oifname "bond0.2" icmp type destination-unreachable drop
+add rule ip natengine arriving iifname "bond0.2" fib daddr type unicast drop
+"""]
+
+
 def test_the_heads_own_packets(nft: FakeNft) -> None:
     """Two chains more, and only where there is something to take."""
     NftHooks((7, 7)).sync(HookPlan(("bond0.2",), mark=0x10, own_destinations=("203.0.113.1/32",)))
@@ -127,17 +138,6 @@ add rule ip natengine sending meta mark & 0x10 == 0x10 queue num 7
 add rule ip natengine receiving iifname "bond0.2" queue num 7
 add rule ip natengine receiving iifname != "lo" meta mark & 0x10 == 0x10 queue num 7
 """ in text
-
-
-def test_guard(nft: FakeNft) -> None:
-    """In the place of the hooks: nothing that is not the head's own, and no RST of the head's."""
-    NftHooks((7, 7)).sync(HookPlan(("bond0.2",), guard=True))
-    assert nft.transactions == [FRAME + """\
-add rule ip natengine leaving oifname "bond0.2" fib saddr type unicast drop
-add rule ip natengine leaving oifname "bond0.2" tcp flags & rst == rst drop
-add rule ip natengine leaving oifname "bond0.2" icmp type destination-unreachable drop
-add rule ip natengine arriving iifname "bond0.2" fib daddr type unicast drop
-"""]
 
 
 def test_a_name_that_nft_cannot_say(nft: FakeNft) -> None:

@@ -27,7 +27,7 @@ def test_one_line_and_then_one_in_ten_seconds(lines: list[str]) -> None:
     told = Log()
     for second in range(25):
         told.tell_refusals({**NOTHING, "TABLE_FULL": 100 * (second + 1)}, second * 1_000_000_000)
-    assert [line.split(":")[0] for line in lines] == [f"{n} packets refused" for n in (100, 1000, 1000)]
+    assert [line.split(";")[0] for line in lines] == [f"table full: {n} packets refused" for n in (100, 1000, 1000)]
 
 
 def test_each_reason_has_its_line(lines: list[str]) -> None:

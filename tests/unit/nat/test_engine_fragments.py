@@ -134,7 +134,7 @@ def test_the_flow_has_ended_meanwhile(gateway: Gateway) -> None:
     assert reason_of(gateway.out(pieces[1])) is Reason.FRAGMENT_ORPHAN
 
 
-def test_first_fragment_too_late(gateway: Gateway) -> None:
+def test_rfc792_a_datagram_that_is_never_whole(gateway: Gateway) -> None:
     """What is remembered ends after 30 s; RFC 6146 asks for 2 s at least."""
     pieces = fragments(udp(OUT, DATA), 200)
     gateway.through(pieces[0])
@@ -289,7 +289,7 @@ def test_an_answer_between_two_fragments(gateway: Gateway) -> None:
         ("half a TCP header", ipv4("10.1.0.11", "203.0.113.2", 6, bytes(16), fragment=0x2000), Reason.FRAGMENT_TINY),
     ],
 )
-def test_contradictions(gateway: Gateway, name: str, packet: bytearray, reason: Reason) -> None:
+def test_rfc1858_what_no_honest_host_sends(gateway: Gateway, name: str, packet: bytearray, reason: Reason) -> None:
     """RFC 791, RFC 1858: refused, whether their first one is known or not."""
     assert reason_of(gateway.out(packet)) is reason, name
     data = bytes(6000)
@@ -304,6 +304,16 @@ def test_tiny_fragments_of_the_largest_datagram(gateway: Gateway) -> None:
     gateway.through(pieces[0])
     assert gateway.through(pieces[1])
     assert gateway.through(pieces[-1])
+
+
+def test_rfc6864_the_other_bits_stay(gateway: Gateway) -> None:
+    """A host may forbid fragments to be cut again: DF is not touched, nor anything else in the header."""
+    for piece in fragments(udp(OUT, DATA), 200):
+        piece[6] |= 0x40
+        before = bytes(piece)
+        sent = gateway.through(piece)
+        assert sent[6:8] == before[6:8] and sent[6] & 0x40
+        assert (sent[:4], sent[8:10], sent[16:20]) == (before[:4], before[8:10], before[16:20])
 
 
 # ── TCP ─────────────────────────────────────────────────────────────────────────────────────────

@@ -27,7 +27,7 @@ from natengine.vocab import Reason
 
 OUT, BACK = "10.1.0.11:5000 > 203.0.113.2:53", "203.0.113.2:53 > 203.0.113.1:5000"
 ARRIVED = "203.0.113.2:53 > 10.1.0.11:5000"             # BACK, as the worker sees it
-BUILDERS = {"udp": udp, "udp without checksum": lambda text: udp(text, checksum=False), "tcp": tcp}
+BUILDERS = {"udp": udp, "udp without checksum": lambda text, **how: udp(text, checksum=False, **how), "tcp": tcp}
 
 # type, code: unreachable (port; fragmentation needed), time exceeded, parameter problem
 TYPES = [(3, 3), (3, 4), (11, 0), (12, 0)]
@@ -204,6 +204,51 @@ def test_extensions_behind_the_quote(clashing: Gateway) -> None:
     packet = icmp_error("203.0.113.9 > 203.0.113.1", clashing.through(bytearray(inside)) + behind, 11, 0)
     assert reason_of(clashing.back(packet)) is Reason.ICMP_ERROR
     assert packet == icmp_error("203.0.113.9 > 10.1.0.11", inside + behind, 11, 0)
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, "echo"])
+@pytest.mark.parametrize("options", [b"\1" * 4, b"\7\x27\4" + bytes(36) + b"\0"])
+def test_rfc5508_req3b_options_in_any_quoted_packet_cut_off_behind_its_ports(
+    clashing: Gateway, name: str, options: bytes
+) -> None:
+    """The longest header there is, and 8 bytes: all that a router has to quote."""
+    if name == "echo":
+        inside = ping("10.1.0.11 > 203.0.113.2", 5000, options=options)
+    else:
+        inside = BUILDERS[name](OUT, options=options)
+    quote_len = (inside[0] & 15) * 4 + 8
+    packet = icmp_error("203.0.113.9 > 203.0.113.1", clashing.through(bytearray(inside)), quote_len=quote_len)
+    assert reason_of(clashing.back(packet)) is Reason.ICMP_ERROR
+    assert packet == icmp_error("203.0.113.9 > 10.1.0.11", inside, quote_len=quote_len)
+    assert_error_checksums(packet)
+
+
+@pytest.mark.parametrize("build", [udp, lambda text, data: ping("10.1.0.11 > 203.0.113.2", 5000, data)])
+def test_rfc5508_req4_a_quoted_first_fragment(clashing: Gateway, build: object) -> None:
+    """Its sum covers what was in the other fragments: it is updated like any (REQ-3c)."""
+    pieces = fragments(build(OUT, bytes(range(100))), 48)                      # type: ignore[operator]
+    sent = clashing.through(bytearray(pieces[0]))
+    packet = icmp_error("203.0.113.9 > 203.0.113.1", sent, 3, 4, rest=b"\0\0\2\0")
+    assert reason_of(clashing.back(packet)) is Reason.ICMP_ERROR
+    assert quote_of(packet)[12:] == pieces[0][12:]
+    assert ones_sum(packet[20:]) == 0xFFFF
+
+
+def test_rfc5508_req4_a_quoted_later_fragment_of_a_protocol_without_ports(gateway: Gateway) -> None:
+    """Its addresses and its protocol are all that a flow without ports has anyhow."""
+    first, later, *_ = fragments(other("10.1.0.11 > 203.0.113.2", data=bytes(100)), 48)
+    gateway.through(first)
+    packet = icmp_error("203.0.113.9 > 203.0.113.1", gateway.through(bytearray(later)), 3, 4)
+    assert reason_of(gateway.back(packet)) is Reason.ICMP_ERROR
+    assert quote_of(packet)[12:] == later[12:]
+
+
+def test_rfc5508_req4_a_quote_as_short_as_its_packet(gateway: Gateway) -> None:
+    """A protocol without ports may have less than 8 bytes of data to quote."""
+    inside = other("10.1.0.11 > 203.0.113.2", 253, b"ab")
+    packet = icmp_error("203.0.113.9 > 203.0.113.1", gateway.through(bytearray(inside)), 3, 2)
+    assert reason_of(gateway.back(packet)) is Reason.ICMP_ERROR
+    assert packet == icmp_error("203.0.113.9 > 10.1.0.11", inside, 3, 2)
 
 
 def test_the_quoted_transport_checksum_is_not_judged(clashing: Gateway) -> None:

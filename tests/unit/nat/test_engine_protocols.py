@@ -6,7 +6,6 @@ import struct
 from types import ModuleType
 
 import pytest
-from differential.packets import dccp_payload, udplite_payload
 from support.engines import BOND_3, Gateway, reason_of
 from support.packets import (
     AH,
@@ -15,8 +14,8 @@ from support.packets import (
     GRE,
     SCTP,
     UDPLITE,
-    address,
     assert_error_checksums,
+    dccp,
     icmp,
     icmp_error,
     ipv4,
@@ -24,7 +23,9 @@ from support.packets import (
     ping,
     pong,
     quote_of,
+    sctp,
     source_port,
+    udplite,
 )
 
 from natengine.settings import FilteringBehaviour, Settings
@@ -36,28 +37,7 @@ IPIP = 4
 WITHOUT_PORTS = [GRE, ESP, IPIP, 0, 41, 112, 253, 255]
 
 
-def ported(src: str, sport: int, dst: str, dport: int, proto: int) -> bytearray:
-    """A packet of UDP-Lite (its header alone covered) or of DCCP."""
-    ends = address(src), sport, address(dst), dport, b"some data"
-    return ipv4(src, dst, proto, udplite_payload(*ends, coverage=8) if proto == UDPLITE else dccp_payload(*ends))
-
-
-def crc32c(data: bytes) -> int:
-    """The CRC of RFC 3720 B.4, bit by bit."""
-    value = 0xFFFF_FFFF
-    for byte in data:
-        value ^= byte
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F6_3B78 if value & 1 else 0)
-    return ~value & 0xFFFF_FFFF
-
-
-def sctp(text: str, data: bytes = b"\1\0\0\x14" + bytes(16)) -> bytearray:
-    """An SCTP packet, an INIT if nothing is said, with its checksum."""
-    (src, sport), (dst, dport) = (side.strip().split(":") for side in text.split(">"))
-    packet = bytearray(struct.pack("!HHII", int(sport), int(dport), 0, 0) + data)
-    packet[8:12] = crc32c(packet).to_bytes(4, "little")         # RFC 9260 Appendix A
-    return ipv4(src, dst, SCTP, bytes(packet))
+BUILD = {UDPLITE: udplite, DCCP: dccp}
 
 
 # ── a port or identifier of their own ────────────────────────────────────────────────────────────
@@ -66,23 +46,23 @@ def sctp(text: str, data: bytes = b"\1\0\0\x14" + bytes(16)) -> bytearray:
 @pytest.mark.parametrize("proto", [UDPLITE, DCCP])
 def test_udplite_and_dccp_are_translated_as_udp_is(gateway: Gateway, proto: int) -> None:
     """Port kept where it is free, another one where it is not, one for all peers (RFC 5597 REQ-1)."""
-    assert gateway.through(ported(W1, 5000, PEER, 7, proto)) == ported(HEAD, 5000, PEER, 7, proto)
-    sent = gateway.through(ported(W2, 5000, PEER, 7, proto))
+    assert gateway.through(BUILD[proto](f"{W1}:5000 > {PEER}:7")) == BUILD[proto](f"{HEAD}:5000 > {PEER}:7")
+    sent = gateway.through(BUILD[proto](f"{W2}:5000 > {PEER}:7"))
     port = source_port(sent)
     assert port != 5000
-    assert sent == ported(HEAD, port, PEER, 7, proto)
-    assert source_port(gateway.through(ported(W2, 5000, "203.0.113.9", 8, proto))) == port
-    assert gateway.returned(ported(PEER, 7, HEAD, port, proto)) == ported(PEER, 7, W2, 5000, proto)
-    assert reason_of(gateway.back(ported("203.0.113.8", 7, HEAD, port, proto))) is Reason.FILTERED
+    assert sent == BUILD[proto](f"{HEAD}:{port} > {PEER}:7")
+    assert source_port(gateway.through(BUILD[proto](f"{W2}:5000 > 203.0.113.9:8"))) == port
+    assert gateway.returned(BUILD[proto](f"{PEER}:7 > {HEAD}:{port}")) == BUILD[proto](f"{PEER}:7 > {W2}:5000")
+    assert reason_of(gateway.back(BUILD[proto](f"203.0.113.8:7 > {HEAD}:{port}"))) is Reason.FILTERED
 
 
 @pytest.mark.parametrize("proto", [UDPLITE, DCCP])
 def test_rfc4787_req8_filtering_of_udplite_and_dccp(fastpath_backend: ModuleType, proto: int) -> None:
     settings = Settings(max_flows=16, filtering=FilteringBehaviour.ENDPOINT_INDEPENDENT)
     gateway = Gateway(fastpath_backend, settings=settings)
-    gateway.through(ported(W1, 5000, PEER, 7, proto))
-    arrived = gateway.returned(ported("203.0.113.8", 9, HEAD, 5000, proto))
-    assert arrived == ported("203.0.113.8", 9, W1, 5000, proto)
+    gateway.through(BUILD[proto](f"{W1}:5000 > {PEER}:7"))
+    arrived = gateway.returned(BUILD[proto](f"203.0.113.8:9 > {HEAD}:5000"))
+    assert arrived == BUILD[proto](f"203.0.113.8:9 > {W1}:5000")
 
 
 def test_udplite_checksum_never_becomes_zero(gateway: Gateway) -> None:
@@ -90,10 +70,10 @@ def test_udplite_checksum_never_becomes_zero(gateway: Gateway) -> None:
     sums = set()
     for port in range(5000, 5256):
         for low in range(0, 256, 17):
-            packet = ported(W1, port, PEER, low, UDPLITE)
+            packet = udplite(f"{W1}:{port} > {PEER}:{low}")
             sums.add(bytes(gateway.through(packet)[26:28]))
     assert b"\0\0" not in sums
-    packet = ported(W1, 5000, PEER, 7, UDPLITE)
+    packet = udplite(f"{W1}:5000 > {PEER}:7")
     packet[26:28] = b"\0\0"
     assert gateway.through(packet)[26:28] != b"\0\0"
 
@@ -283,8 +263,8 @@ ABOUT = {
     "gre": (other(OUT, GRE), other(BACK, GRE)),
     "esp": (other(OUT, ESP), other(BACK, ESP)),
     "sctp": (sctp(f"{W1}:5000 > {PEER}:2905"), sctp(f"{PEER}:2905 > {HEAD}:5000")),
-    "udplite": (ported(W1, 5000, PEER, 7, UDPLITE), ported(PEER, 7, HEAD, 5000, UDPLITE)),
-    "dccp": (ported(W1, 5000, PEER, 7, DCCP), ported(PEER, 7, HEAD, 5000, DCCP)),
+    "udplite": (udplite(f"{W1}:5000 > {PEER}:7"), udplite(f"{PEER}:7 > {HEAD}:5000")),
+    "dccp": (dccp(f"{W1}:5000 > {PEER}:7"), dccp(f"{PEER}:7 > {HEAD}:5000")),
     "timestamp": (icmp(OUT, 13, b"\0\7\0\1", bytes(12)), icmp(BACK, 14, b"\0\7\0\1", bytes(12))),
 }
 

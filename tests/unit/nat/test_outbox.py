@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from support.packets import address, dotted, icmp, icmp_error, ipv4, ping, tcp, udp
 
-from natengine.nat.outbox import ALL_AT_ONCE, EACH_AT_ONCE, Outbox, TokenBucket
+from natengine.nat.outbox import ALL_AT_ONCE, EACH_AT_ONCE, Outbox
+from natengine.nat.rates import TokenBucket
 from natengine.settings import SECOND_NS
 from natengine.wire.ipv4 import parse_ipv4_untrusted
 
@@ -66,7 +67,6 @@ def test_all_hosts_together_get_fifty_at_once() -> None:
     outbox = Outbox()
     told = [tell(outbox, udp(f"10.2.{n // 200}.{n % 200 + 1}:5000 > 203.0.113.2:53")) for n in range(5000)]
     assert sum(told) == ALL_AT_ONCE
-    assert len(outbox._each) <= 1024, "memory is bounded"
 
 
 def test_a_bucket_fills_again_but_not_over() -> None:

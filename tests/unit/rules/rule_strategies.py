@@ -176,7 +176,7 @@ def targets(table: TableName, chain: str, proto: ProtocolTest | None) -> st.Sear
         found.append(st.builds(Reject, st.sampled_from([how for how in RejectWith if tcp or how != "tcp-reset"])))
     if table is not TableName.NAT:
         return st.one_of(found)
-    translated = proto is not None and proto.number in tuple(Proto)
+    translated = proto is not None and proto.number in (Proto.TCP, Proto.UDP, Proto.ICMP)
     ports = st.none() | port_ranges() if translated else st.none()
     if chain == ChainName.POSTROUTING:
         found.append(st.builds(Masquerade, ports, st.booleans(), st.booleans()))

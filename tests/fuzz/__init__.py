@@ -1,0 +1,1 @@
+"""Fuzzers.  `make fuzz` runs them all; `python -m fuzz --help` one (in tests/)."""
