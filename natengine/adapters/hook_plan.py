@@ -101,7 +101,7 @@ class HookPlan(NamedTuple):
     @property
     def for_own(self) -> bool:
         """Whether the head's own packets are taken before they are routed."""
-        return bool(self.mark and self.own_destinations)
+        return bool(self.mark and self.own_destinations) and not self.guard
 
     @staticmethod
     def _marked(place: Place, destinations: tuple[str, ...], except_interface: str = "") -> list[HookRule]:

@@ -24,13 +24,14 @@ from natengine.flow.records import Allow, FlowKey, FlowSpec, icmp_query_port
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, is_drop
+from natengine.nat.protocols import UNTRANSLATABLE, WITH_FILTERING
 from natengine.nat.source import pick_address
 from natengine.rules.matches import PortRange
 from natengine.rules.model import ChainName, InterfaceTest, Rule, RuleSet, TableName
 from natengine.rules.targets import Dnat, Goto, Jump, Netmap, Redirect
 from natengine.vocab import CtState, Hook, Proto, Reason, Rng
 from natengine.wire.addr import ALL_ONES, Prefix
-from natengine.wire.ipv4 import ICMP_ECHO_REQUEST
+from natengine.wire.ipv4 import ICMP_REPLY_TO
 from natengine.wire.tcp import ACK, FIN, RST, SYN
 
 DestinationTarget = Dnat | Redirect | Netmap
@@ -58,6 +59,8 @@ class DestinationRules:
         as_leaving = packet._replace(meta=packet.meta._replace(hook=Hook.POSTROUTING))
         if self._fast.find(as_leaving.key) != NOT_FOUND:
             return Reason.ROUTED            # of a flow that began before the rule was there
+        if policy.is_uplink(packet.meta.in_ifindex) and policy.is_spoofed(packet.ip.src):
+            return Reason.SPOOFED
         refusal = _why_not_new(packet)
         if refusal is not None:
             return refusal
@@ -70,13 +73,13 @@ class DestinationRules:
         match target:
             case Netmap(to):
                 return Endpoint(ip.proto, to.network | ip.dst & ~to.mask, port)
-            case Redirect(ports, base):
-                address = interfaces.address(packet.meta.in_ifindex)
+            case Redirect(ports):
+                base, address = None, interfaces.address(packet.meta.in_ifindex)
                 if address is None:
                     return Reason.NO_ADDRESS
             case Dnat(addresses, ports, base):
                 address = ip.dst if addresses is None else pick_address(addresses, ip.src)
-        if ports is None or ip.proto == Proto.ICMP:
+        if ports is None or ip.proto not in WITH_FILTERING:
             return Endpoint(ip.proto, address, port)
         peer = ip.src, packet.transport.src_port_or_icmp_id
         chosen = self._pick_port(
@@ -118,7 +121,7 @@ class DestinationRules:
             ip.proto, inside.ip, port, ip.dst, outside.port_or_icmp_id, ip.src, _peer_port(packet),
             False, ifindex, meta.in_ifindex, Allow.NEW,
         )
-        make = ip.proto != Proto.ICMP and interfaces.owns(ip.dst)
+        make = ip.proto in WITH_FILTERING and interfaces.owns(ip.dst)
         self._mappings.hold(inside, outside, ifindex, now_ns, make=make)
         return spec._replace(allow=Allow.NEW.value | policy.allow_later(spec))
 
@@ -134,7 +137,9 @@ def _why_not_new(packet: NewPacket) -> Reason | None:
     ip, transport = packet.ip, packet.transport
     if ip.proto == Proto.TCP and transport.tcp_flags & (SYN | ACK | RST | FIN) != SYN:
         return Reason.TCP_STATE
-    if ip.proto == Proto.ICMP and transport.icmp_type != ICMP_ECHO_REQUEST:
+    if ip.proto in UNTRANSLATABLE:
+        return Reason.UNKNOWN_PROTOCOL
+    if ip.proto == Proto.ICMP and transport.icmp_type not in ICMP_REPLY_TO:
         return Reason.ICMP_UNRELATED
     return None
 

@@ -242,6 +242,14 @@ def test_redirect(fastpath_backend: ModuleType) -> None:
     assert describe(answer) == "203.0.113.1:80 > 203.0.113.2:4000"
 
 
+def test_redirect_to_one_of_several_ports(fastpath_backend: ModuleType) -> None:
+    """The one that was asked, if it is one of them."""
+    gateway = with_service(Gateway(fastpath_backend), Redirect(PortRange(8000, 8009)))
+    assert reason_of(gateway.back(udp("203.0.113.2:4000 > 203.0.113.1:8004"))) is Reason.UNCHANGED
+    packet = gateway.returned(udp("203.0.113.2:4001 > 203.0.113.1:80"))
+    assert 8000 <= int(describe(packet).split(":")[-1]) <= 8009
+
+
 def test_redirect_from_inside(fastpath_backend: ModuleType) -> None:
     """A transparent proxy: what was for a server outside comes to the head, which answers in its name."""
     gateway = with_service(Gateway(fastpath_backend), Accept())
