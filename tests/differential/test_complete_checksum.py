@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from differential.strategies import payloads
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.backends import NAMES, load_backend, load_both
 
@@ -28,6 +28,7 @@ def inet() -> Any:
 @pytest.mark.parametrize("name", NAMES)
 @given(src=addresses, dst=addresses, sport=ports, dport=ports, payload=payloads, left=ports,
        proto=st.sampled_from([Proto.TCP, Proto.UDP]), padding=st.binary(max_size=9))
+@settings(deadline=None)
 def test_scapy_comes_to_the_same(
     inet: Any, name: str, src: int, dst: int, sport: int, dport: int, payload: bytes, left: int,
     proto: Proto, padding: bytes,
@@ -45,6 +46,7 @@ def test_scapy_comes_to_the_same(
 
 @pytest.mark.parametrize("name", NAMES)
 @given(payload=payloads, left=st.binary(min_size=4, max_size=4), padding=st.binary(max_size=9))
+@settings(deadline=None)
 def test_scapy_comes_to_the_same_crc_of_sctp(inet: Any, name: str, payload: bytes, left: bytes, padding: bytes) -> None:
     """A veth leaves SCTP's out, too."""
     from scapy.layers.sctp import SCTP
@@ -61,6 +63,7 @@ def test_scapy_comes_to_the_same_crc_of_sctp(inet: Any, name: str, payload: byte
     (4, b""), (47, b"\0\0\x08\0"), (47, b"\x20\0\x08\0key!"), (47, b"\xb0\0\x08\0sum0key!seq!"),
 ])
 @given(payload=payloads, left=ports)
+@settings(deadline=None)
 def test_of_a_tunnels_packet_it_is_the_inner_one(
     inet: Any, name: str, around: tuple[int, bytes], payload: bytes, left: int
 ) -> None:
@@ -88,6 +91,7 @@ def something(draw: st.DrawFn) -> bytearray:
 
 
 @given(something())
+@settings(deadline=None)
 def test_twins_agree_on_anything(packet: bytearray) -> None:
     """Bytes that are no packet included."""
     results = []

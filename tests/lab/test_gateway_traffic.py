@@ -372,11 +372,11 @@ def test_nothing_odd_leaks(lab: Lab, gateway: Engine) -> None:
         lab, "worker1",
         *(IP(**to_host) / segment for segment in segments),
         IP(**to_host, frag=100) / Raw(b"a later fragment of nothing"),
-        IP(**to_host, proto=47) / Raw(bytes(20)),
-        IP(**to_host, proto=132) / Raw(bytes(20)),
+        IP(**to_host, proto=51) / Raw(bytes(20)),                   # AH
+        IP(**to_host, proto=132) / Raw(b"short"),
         IP(**to_host) / ICMP(type=0, id=1) / b"an answer that nobody asked for",
         IP(**to_host) / ICMP(type=3, code=1) / quoted,
-        IP(**to_host) / ICMP(type=13),
+        IP(**to_host) / ICMP(type=15),
         IP(**to_host, proto=6) / Raw(b"short"),
     )
     wait_for("all of them dropped", lambda: dropped(gateway) >= before + len(segments) + 7)
