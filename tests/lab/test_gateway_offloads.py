@@ -44,7 +44,7 @@ def send_large(lab: Lab, bind_to: int) -> None:
 
 @needs_right_segments
 @pytest.mark.parametrize("bind_to", [0, 7777])
-def test_udp_gso(lab: Lab, gateway: Engine, bind_to: int) -> None:
+def test_udp_gso(lab: Lab, engine: Engine, bind_to: int) -> None:
     """A QUIC sender's large send: every datagram of it arrives, with a right checksum, and is answered.
 
     The first send begins the flow (Python decides about it), the second goes the fast way.
@@ -59,7 +59,7 @@ def test_udp_gso_cut_up_before_it_is_queued(lab: Lab, new_engine: NewEngine, own
 
 
 @needs_right_segments
-def test_udp_gso_after_a_port_was_changed(lab: Lab, gateway: Engine) -> None:
+def test_udp_gso_after_a_port_was_changed(lab: Lab, engine: Engine) -> None:
     """Two workers, one source port: the second one's outside port differs, and its checksums are right."""
     for worker in ("worker1", "worker2"):
         with lab.node(worker).enter():
