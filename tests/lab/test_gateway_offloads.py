@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
+from pathlib import Path
 
 import pytest
+from conftest import NewEngine
 from natlab import Lab
 from natlab.engine import Engine
 
@@ -14,18 +18,16 @@ UDP_SEGMENT = 103                   # linux/udp.h; not in the socket module
 SEGMENT, SEGMENTS = 1000, 10
 ANSWER_S = 10.0
 
+# Since 6.11 the kernel, when it segments a packet that a verdict has changed, no longer relies on a device for its
+# checksums.  Before, UDP segments go out with wrong ones; see docs/kernels.md.
+RELEASE = tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
+needs_right_segments = pytest.mark.xfail(
+    RELEASE < (6, 11), reason="this kernel gets the checksums of UDP segments wrong", raises=TimeoutError, strict=False
+)
 
-@pytest.fixture(autouse=True)
-def _gateway(gateway: Engine) -> None:
-    """Every test here is through the gateway."""
 
-
-@pytest.mark.parametrize("bind_to", [0, 7777])
-def test_udp_gso(lab: Lab, bind_to: int) -> None:
-    """A QUIC sender's large send: every datagram of it arrives, with a right checksum, and is answered.
-
-    The first send begins the flow (Python decides about it), the second goes the fast way.
-    """
+def send_large(lab: Lab, bind_to: int) -> None:
+    """Make a large UDP send twice, and expect every datagram of it back."""
     with lab.node("worker1").enter():
         link = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with link:
@@ -40,7 +42,24 @@ def test_udp_gso(lab: Lab, bind_to: int) -> None:
             assert answers == {payload[at:at + SEGMENT] for at in range(0, len(payload), SEGMENT)}
 
 
-def test_udp_gso_after_a_port_was_changed(lab: Lab) -> None:
+@needs_right_segments
+@pytest.mark.parametrize("bind_to", [0, 7777])
+def test_udp_gso(lab: Lab, engine: Engine, bind_to: int) -> None:
+    """A QUIC sender's large send: every datagram of it arrives, with a right checksum, and is answered.
+
+    The first send begins the flow (Python decides about it), the second goes the fast way.
+    """
+    send_large(lab, bind_to)
+
+
+def test_udp_gso_cut_up_before_it_is_queued(lab: Lab, new_engine: NewEngine, owners_rules: Path) -> None:
+    """The NetfilterQueue adapter gets it in pieces: right on every kernel."""
+    new_engine("--rules", owners_rules, "--io", "netfilterqueue")
+    send_large(lab, 7779)
+
+
+@needs_right_segments
+def test_udp_gso_after_a_port_was_changed(lab: Lab, engine: Engine) -> None:
     """Two workers, one source port: the second one's outside port differs, and its checksums are right."""
     for worker in ("worker1", "worker2"):
         with lab.node(worker).enter():
