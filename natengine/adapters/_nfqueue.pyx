@@ -262,7 +262,7 @@ cdef class BatchedQueue:
         cdef bint rewritten = path == PATH_TRANSLATED
         cdef bint accepted = rewritten or path == PATH_UNCHANGED
         cdef bint open_question = path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE
-        if open_question and self.busy and is_hushed(self.hushed, sender(packet), now):
+        if path == PATH_MISS and self.busy and is_hushed(self.hushed, sender(packet), now):
             self.settled[PATH_REFUSED_RATE] += 1
         elif open_question:
             with gil:

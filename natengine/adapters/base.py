@@ -16,8 +16,8 @@ from natengine.vocab import Decision, PacketMeta
 
 Decide = Callable[[bytearray, PacketMeta, bool], Decision]      # packet, meta, busy
 
-# what `Settle` answers beside NF_DROP and NF_ACCEPT: drop it, and for a moment, unasked, all else without a
-# flow that its sender has
+# what `Settle` answers beside NF_DROP and NF_ACCEPT: drop it, and for a moment, unasked, all that its sender
+# has without a flow (`Path.MISS`)
 DROP_AND_HUSH = 2
 
 # path, packet, hook, in_ifindex, out_ifindex, mark, now_ns, busy -> verdict, and the packet if rewritten

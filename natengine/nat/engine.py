@@ -44,6 +44,7 @@ _SETTLED: dict[int, Reason] = {
     Path.REFUSED_RATE: Reason.RATE_LIMIT,
 }
 _REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
+FRAGMENTS_A_FLOW = 10               # so many more fragments than new flows a sender may have while others wait
 _NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT})
 
 
@@ -72,7 +73,9 @@ class NatEngine:
         self._uplinks = Uplinks()
         self._slow = SlowPath(fast, self._policy(), settings, rng)
         share = settings.new_flows_when_busy
-        self._busy_rate = RateLimit(each=(share, share // 10 + 1), all=(8 * share, share)) if share else None
+        self._busy_rate = RateLimit(each=(share, share), all=(8 * share, 8 * share)) if share else None
+        many = FRAGMENTS_A_FLOW * share
+        self._busy_fragments = RateLimit(each=(many, many), all=(8 * many, 8 * many)) if share else None
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
@@ -91,7 +94,7 @@ class NatEngine:
         """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
         reason = _SETTLED.get(path)
         if reason is None:
-            if busy and not self._may_ask(packet, meta, now_ns):
+            if busy and path != Path.STALE and not self._may_ask(packet, meta, now_ns):
                 reason = Reason.RATE_LIMIT
             else:
                 reason = self._unsettled(path, packet, meta, now_ns)
@@ -109,11 +112,12 @@ class NatEngine:
 
         From inside each host is a sender; from outside, where sources are forged, each uplink.
         """
-        if self._busy_rate is None:
+        rate = self._busy_fragments if int.from_bytes(packet[6:8], "big") & 0x3FFF else self._busy_rate
+        if rate is None:
             return True
         if meta.hook == Hook.PREROUTING:
-            return self._busy_rate.take(meta.in_ifindex, now_ns)
-        return meta.in_ifindex == 0 or self._busy_rate.take(int.from_bytes(packet[12:16], "big"), now_ns)
+            return rate.take(meta.in_ifindex, now_ns)
+        return meta.in_ifindex == 0 or rate.take(int.from_bytes(packet[12:16], "big"), now_ns)
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason:
         """Deal with what the fast path could not."""
