@@ -261,10 +261,10 @@ cdef class BatchedQueue:
             path = self.table.finish(packet.payload, &packet.headers, packet.out_ifindex, now)
         cdef bint rewritten = path == PATH_TRANSLATED
         cdef int verdict = ACCEPT if rewritten or path == PATH_UNCHANGED else DROP
-        cdef bint without_flow = path == PATH_MISS or path == PATH_SPECIAL
-        if without_flow and self.busy and is_hushed(self.hushed, sender(packet), now):
+        cdef bint asked = path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE
+        if path == PATH_MISS and self.busy and is_hushed(self.hushed, sender(packet), now):
             self.settled[PATH_REFUSED_RATE] += 1
-        elif without_flow or path == PATH_STALE:
+        elif asked:
             with gil:
                 verdict, rewritten = self.ask(path, packet, now)
         else:

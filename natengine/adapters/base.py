@@ -22,8 +22,8 @@ SIDE_OF_HOOK = {Hook.OUTPUT: Hook.PREROUTING, Hook.INPUT: Hook.POSTROUTING}
 
 Decide = Callable[[bytearray, PacketMeta, bool], Decision]      # packet, meta, busy
 
-# what `Settle` answers beside the verdicts: drop it, and for a moment, unasked, all else without a flow that
-# its sender has
+# what `Settle` answers beside the verdicts: drop it, and for a moment, unasked, all that its sender has without
+# a flow (`Path.MISS`)
 DROP_AND_HUSH = 3
 
 # path, packet, hook, in_ifindex, out_ifindex, mark, now_ns, busy

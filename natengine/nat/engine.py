@@ -27,7 +27,7 @@ from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbo
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
 from natengine.nat.protocols import peer_taken
-from natengine.nat.rates import RateLimit
+from natengine.nat.rates import Turns
 from natengine.nat.said import LogBook, carry_out
 from natengine.nat.slowpath import SlowPath
 from natengine.nat.takeover import take_over
@@ -83,8 +83,7 @@ class NatEngine:
         self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self._policy(), settings, rng)
         self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
-        share = settings.new_flows_when_busy
-        self._busy_rate = RateLimit(each=(share, share // 10 + 1), all=(8 * share, share)) if share else None
+        self._turns = Turns(settings.new_flows_when_busy)
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
 
@@ -107,7 +106,7 @@ class NatEngine:
         """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
         reason = _SETTLED.get(path)
         if reason is None:
-            if busy and path != Path.STALE and not self._may_ask(packet, meta, now_ns):
+            if busy and path != Path.STALE and not self._turns.take(packet, meta, now_ns):
                 return self._decision(Reason.RATE_LIMIT, packet)
             answer = self._unsettled(path, packet, meta, now_ns)
             if isinstance(answer, HeldFragment):
@@ -132,17 +131,6 @@ class NatEngine:
         for path, packets in enumerate(by_path):
             if packets:
                 self._by_reason[_SETTLED[path]] += packets
-
-    def _may_ask(self, packet: bytearray, meta: PacketMeta, now_ns: int) -> bool:
-        """Whether it is this sender's turn, so that a flood of new flows does not keep the known ones waiting.
-
-        From inside each host is a sender; from outside, where sources are forged, each uplink.
-        """
-        if self._busy_rate is None:
-            return True
-        if meta.hook == Hook.PREROUTING:
-            return self._busy_rate.take(meta.in_ifindex, now_ns)
-        return meta.in_ifindex == 0 or self._busy_rate.take(int.from_bytes(packet[12:16], "big"), now_ns)
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason | HeldFragment:
         """Deal with what the fast path could not, and do what the rules say beside yes and no."""

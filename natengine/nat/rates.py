@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from natengine.settings import SECOND_NS
+from natengine.vocab import Hook, PacketMeta
 
 MEMBERS_REMEMBERED = 1024
+FRAGMENTS_A_FLOW = 10               # so many more fragments than new flows a sender may have while others wait
 
 
 class TokenBucket:
@@ -49,3 +51,32 @@ class RateLimit:
         if len(self._buckets) > MEMBERS_REMEMBERED:
             self._buckets.popitem(last=False)
         return bucket.take(now_ns) and self._all.take(now_ns)
+
+
+class Turns:
+    """Whose turn it is while packets wait, so that a flood of new flows does not keep the known ones waiting.
+
+    From inside each host is a sender; from outside, where sources are forged, each uplink; the head itself always
+    has its turn.
+    """
+
+    def __init__(self, flows_a_second: int) -> None:
+        """`flows_a_second` is how many a sender may begin, and all together eight times that; 0: no limit."""
+        self._flows: RateLimit | None = None
+        self._fragments: RateLimit | None = None
+        if flows_a_second:
+            self._flows = _fair(flows_a_second)
+            self._fragments = _fair(FRAGMENTS_A_FLOW * flows_a_second)
+
+    def take(self, packet: bytearray, meta: PacketMeta, now_ns: int) -> bool:
+        """Whether this packet's sender may have the time that a packet without a flow takes."""
+        rate = self._fragments if int.from_bytes(packet[6:8], "big") & 0x3FFF else self._flows
+        if rate is None:
+            return True
+        if meta.hook == Hook.PREROUTING:
+            return rate.take(meta.in_ifindex, now_ns)
+        return meta.in_ifindex == 0 or rate.take(int.from_bytes(packet[12:16], "big"), now_ns)
+
+
+def _fair(a_second: int) -> RateLimit:
+    return RateLimit(each=(a_second, a_second), all=(8 * a_second, 8 * a_second))
