@@ -283,7 +283,8 @@ class NatEngine:
         if new.meta.hook == Hook.PREROUTING and self.interfaces.is_local(new.ip.dst):
             return Reason.LOCAL_IN
         if new.meta.hook == Hook.POSTROUTING and new.from_head:
-            return Reason.LOCAL_OUT
+            anothers = self._slow.policy.is_in_anothers_name(new.ip.src, new.meta.out_ifindex)
+            return refusal if anothers else Reason.LOCAL_OUT
         return Reason.ROUTED if self._routed(new) else refusal
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────

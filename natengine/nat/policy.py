@@ -127,6 +127,13 @@ class Policy:
         interface = self.interfaces.get(ifindex)
         return interface is not None and is_uplink(interface, self.uplinks)
 
+    def is_in_anothers_name(self, source: int, out_ifindex: int) -> bool:
+        """Whether what the head sends over an uplink looks like another host's packet.
+
+        A transparent proxy does that, or a raw socket; it must not leave with that host's address either.
+        """
+        return source != 0 and not self.interfaces.owns(source) and self.is_uplink(out_ifindex)
+
     def is_spoofed(self, source: int) -> bool:
         """Whether nobody behind an uplink can have this source address: it is the head's, or an inside network's.
 

@@ -110,11 +110,15 @@ class SlowPath:
         """Walk FORWARD, then nat POSTROUTING."""
         facts = self.policy.facts(packet.ip, packet.transport, packet.meta, CtState.NEW)
         if packet.from_head:
-            if not self._is_trackable(packet):
+            if self.policy.is_in_anothers_name(packet.ip.src, packet.meta.out_ifindex):
+                refusal = self._why_not_new(packet)
+                if refusal is not None:
+                    return refusal
+            elif not self._is_trackable(packet):
                 return Reason.LOCAL_OUT
             return self._source_nat(packet, facts, now_ns)
         aimed = find_aimed(self._fast, packet)
-        if aimed is not None:
+        if aimed is not None and not (aimed.from_inside and self._is_forged(packet, aimed)):
             return self._second_half(packet, facts, aimed, now_ns)
         outcome = self.policy.forward(facts)
         if not isinstance(outcome.target, Accept):
@@ -137,7 +141,7 @@ class SlowPath:
             if nat is None:
                 return Reason.NO_ADDRESS
             return self._new_flow(packet, nat, now_ns)
-        if packet.from_head:
+        if packet.from_head and not self.policy.is_in_anothers_name(packet.ip.src, packet.meta.out_ifindex):
             return self._own_flow(packet, now_ns)
         if outcome.handle == POLICY_HANDLE:
             return Reason.NO_RULE if self.policy.is_uplink(packet.meta.out_ifindex) else Reason.ROUTED
@@ -161,6 +165,12 @@ class SlowPath:
         if refusal is not None:
             return refusal
         return self._new_flow(packet, self.policy.hairpin_nat(facts, asked), now_ns)
+
+    def _is_forged(self, packet: NewPacket, aimed: FlowSpec) -> bool:
+        """Whether what looks like the answer to a flow from inside comes from inside itself, on its way out."""
+        came, via = packet.meta.in_ifindex, packet.meta.out_ifindex
+        comes_from_outside = self.policy.is_uplink(came) and came != aimed.inside_ifindex
+        return self.policy.is_uplink(via) and via != aimed.inside_ifindex and not comes_from_outside
 
     def _is_trackable(self, packet: NewPacket) -> bool:
         """Whether a packet of the head's own begins (or goes on with) a flow that is worth a record."""
@@ -190,7 +200,7 @@ class SlowPath:
         """Give the packet's source an outside endpoint."""
         ip, transport, meta = packet
         from_head = meta.in_ifindex == 0
-        if from_head and _answers_a_stranger(packet):
+        if from_head and _answers_a_stranger(packet) and not self.policy.is_in_anothers_name(ip.src, meta.out_ifindex):
             # a service: the peer knows its address and port, so they stay
             return self._own_flow(packet, now_ns)
         if self._max_flows and not from_head and self._flows_of.get(ip.src, 0) >= self._max_flows:

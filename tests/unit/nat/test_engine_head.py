@@ -161,3 +161,20 @@ def test_own_connection_whose_first_sight_is_its_end(gateway: Gateway) -> None:
     assert reason_of(gateway.head(tcp("203.0.113.1:22 > 203.0.113.2:4000", "FPA", b"x"))) is Reason.UNCHANGED
     assert reason_of(gateway.back(tcp("203.0.113.2:4000 > 203.0.113.1:22", "FA"))) is Reason.UNCHANGED
     assert reason_of(gateway.head(tcp("203.0.113.1:22 > 203.0.113.2:4000", "A"))) is Reason.UNCHANGED
+
+
+@pytest.mark.parametrize(("packet", "reason"), [
+    (tcp("10.1.0.11:5000 > 203.0.113.2:80", "A"), Reason.TCP_STATE),
+    (tcp("10.1.0.11:5000 > 203.0.113.2:80", "R"), Reason.TCP_STATE),
+    (tcp("10.1.0.11:5000 > 203.0.113.2:80", "S"), Reason.NEW_FLOW),
+    (udp("10.1.0.11:5000 > 203.0.113.2:80"), Reason.NEW_FLOW),
+])
+def test_in_another_hosts_name(gateway: Gateway, packet: bytearray, reason: Reason) -> None:
+    """A transparent proxy, or a raw socket: translated as the other host's own packets are, or not sent."""
+    decision = gateway.head(bytearray(packet))
+    assert reason_of(decision) is reason
+    if decision.packet is not None:
+        assert describe(decision.packet).startswith("203.0.113.1:")
+    gateway.rules("-t nat -F")
+    for number in (5001, 5002):
+        assert reason_of(gateway.head(udp(f"10.1.0.11:{number} > 203.0.113.2:80"))) is Reason.NO_RULE
