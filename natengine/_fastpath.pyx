@@ -99,6 +99,8 @@ def complete_checksum(packet: bytearray) -> None:
     complete_transport_checksum(<uint8_t *>PyByteArray_AS_STRING(packet), <size_t>PyByteArray_GET_SIZE(packet))
 
 
+# It refers to nothing that could refer back; and the collector would take lent memory away while it is in use.
+@cython.no_gc
 @cython.final
 cdef class FastPath:
     """FastPath(config, memory=None, now_ns=0)
