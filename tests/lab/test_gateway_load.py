@@ -167,7 +167,7 @@ def test_what_runs_out_is_counted_and_told(
             send_raw(lab, "worker1", *(IP(**target) / UDP(sport=7000 + n, dport=9) / b"x" for n in range(20)))
             wait_for("the counter", lambda: dropped(engine, reason))
     else:
-        more = {"flags": "MF"} if provoke == "fragments" else {}
+        more = {"frag": 2} if provoke == "fragments" else {}        # without a first one, so they wait
         send_raw(lab, "worker1", *(
             IP(**target, id=n + 1, **more) / UDP(sport=7000 + n, dport=9) / bytes(8) for n in range(40)
         ))
