@@ -2,9 +2,10 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from natengine._flow_index cimport Index
 from natengine._flow_record cimport TCP_STATES, Flow, Queue
 from natengine._tcp_window cimport Segment
-from natengine._wire cimport Headers, Key
+from natengine._wire cimport Headers
 
 
 cdef enum:
@@ -12,17 +13,11 @@ cdef enum:
     WHEEL_SLOTS = 8192              # `SLOTS`; a power of two
 
 
-cdef struct Entry:                  # of the index; two a flow
-    uint32_t tag                    # hash of the tuple
-    uint32_t ref                    # flow id + 1, and in bit 0 which of its tuples; 0: free
-
-
 cdef class FastPath:
     cdef Flow *flows                # aligned to a cache line, inside `flows_memory` or `lent`
     cdef void *flows_memory
     cdef Py_buffer lent             # memory that outlives the table, where somebody gave us such
-    cdef Entry *index
-    cdef uint32_t index_mask
+    cdef Index index
     cdef uint32_t capacity
     cdef uint32_t count
     cdef uint32_t fresh             # ids below were in use at some time
@@ -31,7 +26,6 @@ cdef class FastPath:
     cdef Queue wheel[WHEEL_SLOTS]
     cdef uint64_t tick              # the next second `expire` looks at
     cdef uint32_t generation
-    cdef uint64_t hash_key[2]
     cdef uint64_t tcp_timeouts_ns[TCP_STATES]
     cdef uint64_t timeouts_ns[256]
     cdef uint64_t tcp_unacknowledged_ns
@@ -53,13 +47,10 @@ cdef class FastPath:
 
     cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil
     cdef bint clamp_syn(self, uint8_t *data, const Headers *headers, uint32_t uplink) noexcept with gil
-    cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil
     cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil
     cdef uint64_t next_deadline(self, const Flow *flow, bint is_reply, uint64_t now_ns) noexcept nogil
     cdef void file(self, uint32_t flow_id) noexcept nogil
     cdef uint64_t filed_tick(self, const Flow *flow) noexcept nogil
-    cdef void enter(self, uint32_t flow_id, bint leaving) noexcept nogil
-    cdef void forget(self, uint32_t flow_id, bint leaving) noexcept nogil
     cdef bint is_taken(self, const Flow *flow) noexcept nogil
     cdef uint32_t add(self, const Flow *flow, uint64_t now_ns) noexcept nogil
     cdef void drop(self, uint32_t flow_id) noexcept nogil
@@ -68,47 +59,3 @@ cdef class FastPath:
     cdef int look_over(self) except -1
     cdef bint exists(self, int64_t flow_id) noexcept nogil
     cdef object describe(self, uint32_t flow_id)
-
-
-# ── hash ─────────────────────────────────────────────────────────────────────────────────────────
-
-cdef inline uint64_t rotate(uint64_t word, int bits) noexcept nogil:
-    return word << bits | word >> (64 - bits)
-
-
-cdef inline void sip_round(uint64_t *v) noexcept nogil:
-    v[0] += v[1]
-    v[2] += v[3]
-    v[1] = rotate(v[1], 13) ^ v[0]
-    v[3] = rotate(v[3], 16) ^ v[2]
-    v[0] = rotate(v[0], 32)
-    v[2] += v[1]
-    v[0] += v[3]
-    v[1] = rotate(v[1], 17) ^ v[2]
-    v[3] = rotate(v[3], 21) ^ v[0]
-    v[2] = rotate(v[2], 32)
-
-
-cdef inline uint32_t hash_of(const Key *key, const uint64_t *secret) noexcept nogil:
-    """SipHash-1-3 of the tuple as a message of 14 bytes, which is two words with its length."""
-    cdef uint64_t v[4]
-    cdef uint64_t first = key.src | <uint64_t>key.dst << 32
-    cdef uint64_t second = (
-        key.src_port | <uint64_t>key.dst_port << 16 | <uint64_t>key.proto << 32 | <uint64_t>key.leaving << 40
-        | <uint64_t>14 << 56
-    )
-    v[0] = secret[0] ^ 0x736F6D6570736575u
-    v[1] = secret[1] ^ 0x646F72616E646F6Du
-    v[2] = secret[0] ^ 0x6C7967656E657261u
-    v[3] = secret[1] ^ 0x7465646279746573u
-    v[3] ^= first
-    sip_round(v)
-    v[0] ^= first
-    v[3] ^= second
-    sip_round(v)
-    v[0] ^= second
-    v[2] ^= 0xFF
-    sip_round(v)
-    sip_round(v)
-    sip_round(v)
-    return <uint32_t>(v[0] ^ v[1] ^ v[2] ^ v[3])

@@ -5,17 +5,13 @@
 `_fastpath_py` is the specification; the names, results, errors and the table afterwards are the
 same.  What differs is where things are:
 
-    index    Entry Entry Entry ...     open addressing, linear probing, at most half full.
+    index    Entry Entry Entry ...     by the hash of a tuple (`_flow_index.pxd`).
                │ hash tag, flow id     Two entries a flow: its leaving and its arriving tuple.
                v                       A probe reads 8 bytes; the record only when the tag agrees.
     flows    Flow  Flow  Flow  ...     128 bytes each, allocated once, touched when first used; or in
                ^                       memory that outlives us (`flow/image.py`)
                │ ids                   doubly linked through the records
     wheel    Queue Queue ... (seconds)          unreplied    Queue
-
-The hash is SipHash-1-3 under a secret key, so nobody outside can aim packets at one bucket.
-Deletion moves later entries of a cluster back instead of leaving a tombstone, so a table that has
-seen a billion flows is as fast as a new one.
 
 No policy is written here: the TCP table, timeouts and permissions come in as data.
 Limits: one thread; `prepare` and `finish` trust their caller about `length` and the sign of `now_ns`.
@@ -28,12 +24,14 @@ from libc.stdint cimport (
     INT32_MAX, INT32_MIN, INT64_MAX, INT64_MIN, UINT8_MAX, UINT16_MAX, UINT32_MAX,
     int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t,
 )
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memset
 
+from natengine._flow_index cimport (
+    Entry, enter, expect, expect_flow, flow_with, forget, hash_of, lookup, new_memory,
+)
 from natengine._flow_record cimport (
-    CACHE_LINE, NOBODY, TCP_STATES, Flow, Queue, append, fit, has_tuple, is_sound, keep_order, key_of,
-    read_spec, unlink,
+    CACHE_LINE, NOBODY, TCP_STATES, Flow, Queue, append, fit, is_sound, keep_order, key_of, read_spec, unlink,
 )
 from natengine._tcp_window cimport (
     ASIDE, FLAG_RST, FLAG_SYN, OUTSIDE, Segment, Side, clamp_mss, has_unacknowledged, judge, note_segment,
@@ -81,13 +79,6 @@ if (TCP_STATES, TCP_SEGMENTS, WHEEL_SLOTS, NS_PER_TICK) != (STATES, SEGMENTS, SL
     raise ImportError("_fastpath was compiled for other tables: build it again")
 
 
-cdef extern from *:
-    """
-    #define prefetch(address) __builtin_prefetch(address)
-    """
-    void prefetch(const void *address) noexcept nogil
-
-
 def complete_checksum(packet: bytearray) -> None:
     """Compute, in place, the TCP, UDP or SCTP checksum of a packet whose sender left it to the hardware.
 
@@ -113,27 +104,26 @@ A flow table of fixed capacity and the packet path over it.
         config.check()
         self.tick = <uint64_t>fit(now_ns, 0, INT64_MAX) / NS_PER_TICK
         self.capacity = config.capacity
-        # calloc of this size hands out untouched pages: a table costs memory as it fills.  The
-        # records begin at a cache line, so that none of them straddles three.
+        # the records begin at a cache line, so that none of them straddles three
         if memory is None:
-            self.flows_memory = calloc(<size_t>self.capacity + 1, sizeof(Flow))
+            self.flows_memory = new_memory((<size_t>self.capacity + 1) * sizeof(Flow))
             self.flows = <Flow *>((<uintptr_t>self.flows_memory + CACHE_LINE - 1) & ~<uintptr_t>(CACHE_LINE - 1))
         else:
             self.borrow(memory)
         cdef uint32_t entries = 4       # two a flow, half of them free
         while entries < 4 * self.capacity:
             entries *= 2
-        self.index_mask = entries - 1
-        self.index = <Entry *>calloc(entries, sizeof(Entry))
-        if self.flows == NULL or self.index == NULL:
+        self.index.mask = entries - 1
+        self.index.entries = <Entry *>new_memory(entries * sizeof(Entry))
+        if self.flows == NULL or self.index.entries == NULL:
             raise MemoryError(f"no memory for {self.capacity} flows")
         memset(self.wheel, 0xFF, sizeof(self.wheel))            # NOBODY, everywhere
         self.unreplied.first = self.unreplied.last = self.free_first = NOBODY
         self.tcp_unacknowledged_ns = config.tcp_unacknowledged_ns
         self.dns_timeout_ns = config.dns_timeout_ns
         self.udp_inbound_refresh = config.udp_inbound_refresh
-        self.hash_key[0] = int.from_bytes(config.hash_key[:8], "little")
-        self.hash_key[1] = int.from_bytes(config.hash_key[8:], "little")
+        self.index.secret[0] = int.from_bytes(config.hash_key[:8], "little")
+        self.index.secret[1] = int.from_bytes(config.hash_key[8:], "little")
         self.tcp_liberal = config.tcp_liberal
         cdef int i
         for i in range(TCP_STATES):
@@ -148,7 +138,7 @@ A flow table of fixed capacity and the packet path over it.
 
     def __dealloc__(self):
         free(self.flows_memory)
-        free(self.index)
+        free(self.index.entries)
         PyBuffer_Release(&self.lent)
 
     cdef int borrow(self, memory) except -1:
@@ -172,8 +162,8 @@ A flow table of fixed capacity and the packet path over it.
             if self.flows[flow_id].in_use:
                 if self.is_taken(&self.flows[flow_id]):
                     raise CorruptTable(f"record {flow_id} has the tuple of another flow")
-                self.enter(flow_id, True)
-                self.enter(flow_id, False)
+                enter(&self.index, self.flows, flow_id, True)
+                enter(&self.index, self.flows, flow_id, False)
                 self.file(flow_id)
                 self.count += 1
         # the nearest deadline stands for the longest idle
@@ -250,25 +240,17 @@ A flow table of fixed capacity and the packet path over it.
         """Parse and hash, and ask for the index entry; 0, or the Path of a packet that is not for us."""
         cdef int path = parse_untrusted(data, length, hook, out)
         if path == 0:
-            out.tag = hash_of(&out.key, self.hash_key)
-            prefetch(&self.index[out.tag & self.index_mask])
+            out.tag = hash_of(&out.key, self.index.secret)
+            expect(&self.index, out.tag)
         return path
 
     cdef void fetch(self, const Headers *headers) noexcept nogil:
-        """Ask for the record that the index has under this hash, if it has one."""
-        cdef uint32_t at = headers.tag & self.index_mask
-        cdef Flow *flow
-        while self.index[at].ref:
-            if self.index[at].tag == headers.tag:
-                flow = &self.flows[(self.index[at].ref >> 1) - 1]
-                prefetch(flow)
-                prefetch(<uint8_t *>flow + CACHE_LINE)
-                return
-            at = (at + 1) & self.index_mask
+        """Ask for the flow's record."""
+        expect_flow(&self.index, self.flows, headers.tag)
 
     cdef int finish(self, uint8_t *data, Headers *headers, uint32_t out_ifindex, int64_t now_ns) noexcept nogil:
         """Find the flow, and do to it and to the packet what `translate` does."""
-        cdef uint32_t flow_id = self.lookup(&headers.key, headers.tag)
+        cdef uint32_t flow_id = lookup(&self.index, self.flows, &headers.key, headers.tag)
         if flow_id == NOBODY:
             return PATH_MISS
         cdef Flow *flow = &self.flows[flow_id]
@@ -400,8 +382,8 @@ A flow table of fixed capacity and the packet path over it.
         cdef Key leaving = key_of(flow, True)
         cdef Key arriving = key_of(flow, False)
         return (
-            self.lookup(&leaving, hash_of(&leaving, self.hash_key)) != NOBODY
-            or self.lookup(&arriving, hash_of(&arriving, self.hash_key)) != NOBODY
+            flow_with(&self.index, self.flows, &leaving) != NOBODY
+            or flow_with(&self.index, self.flows, &arriving) != NOBODY
         )
 
     cdef uint32_t add(self, const Flow *flow, uint64_t now_ns) noexcept nogil:
@@ -419,8 +401,8 @@ A flow table of fixed capacity and the packet path over it.
         keep_order()
         record.in_use = 1
         keep_order()
-        self.enter(flow_id, True)
-        self.enter(flow_id, False)
+        enter(&self.index, self.flows, flow_id, True)
+        enter(&self.index, self.flows, flow_id, False)
         append(self.flows, &self.unreplied, BY_USE, flow_id)
         self.file(flow_id)
         self.count += 1
@@ -437,8 +419,8 @@ A flow table of fixed capacity and the packet path over it.
 
     cdef void drop(self, uint32_t flow_id) noexcept nogil:
         cdef Flow *flow = &self.flows[flow_id]
-        self.forget(flow_id, True)
-        self.forget(flow_id, False)
+        forget(&self.index, self.flows, flow_id, True)
+        forget(&self.index, self.flows, flow_id, False)
         if not flow.seen_reply:
             unlink(self.flows, &self.unreplied, BY_USE, flow_id)
         unlink(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
@@ -463,7 +445,7 @@ A flow table of fixed capacity and the packet path over it.
         wanted.leaving = hook == HOOK_POSTROUTING
         if hook != HOOK_POSTROUTING and hook != HOOK_PREROUTING:
             return NOT_FOUND
-        cdef uint32_t flow_id = self.lookup(&wanted, hash_of(&wanted, self.hash_key))
+        cdef uint32_t flow_id = flow_with(&self.index, self.flows, &wanted)
         return NOT_FOUND if flow_id == NOBODY else flow_id
 
     def info(self, flow_id: int) -> FlowInfo | None:
@@ -514,46 +496,6 @@ A flow table of fixed capacity and the packet path over it.
             flow_id, spec, flow.tcp_state, <bint>flow.seen_reply, <bint>flow.assured, flow.deadline_ns, sides,
             flow.packets[0], flow.bytes[0], flow.packets[1], flow.bytes[1],
         ))
-
-    # ── index ────────────────────────────────────────────────────────────────────────────────────
-
-    cdef uint32_t lookup(self, const Key *key, uint32_t tag) noexcept nogil:
-        """Return the id of the flow with this tuple, or NOBODY."""
-        cdef uint32_t at = tag & self.index_mask
-        cdef uint32_t flow_id
-        while self.index[at].ref:
-            if self.index[at].tag == tag and self.index[at].ref & 1 == key.leaving:
-                flow_id = (self.index[at].ref >> 1) - 1
-                if has_tuple(&self.flows[flow_id], key):
-                    return flow_id
-            at = (at + 1) & self.index_mask
-        return NOBODY
-
-    cdef void enter(self, uint32_t flow_id, bint leaving) noexcept nogil:
-        cdef Key key = key_of(&self.flows[flow_id], leaving)
-        cdef uint32_t tag = hash_of(&key, self.hash_key)
-        cdef uint32_t at = tag & self.index_mask
-        while self.index[at].ref:
-            at = (at + 1) & self.index_mask
-        self.index[at].tag = tag
-        self.index[at].ref = (flow_id + 1) << 1 | leaving
-
-    cdef void forget(self, uint32_t flow_id, bint leaving) noexcept nogil:
-        cdef Key key = key_of(&self.flows[flow_id], leaving)
-        cdef uint32_t mask = self.index_mask
-        cdef uint32_t at = hash_of(&key, self.hash_key) & mask
-        while self.index[at].ref != ((flow_id + 1) << 1 | leaving):
-            at = (at + 1) & mask
-        cdef uint32_t hole = at
-        while True:
-            at = (at + 1) & mask
-            if self.index[at].ref == 0:
-                break
-            # An entry may fill the hole unless its home lies behind the hole: a probe starts at home.
-            if ((at - self.index[at].tag) & mask) >= ((at - hole) & mask):
-                self.index[hole] = self.index[at]
-                hole = at
-        self.index[hole].ref = 0
 
     # ── rule changes ─────────────────────────────────────────────────────────────────────────────
 
