@@ -45,6 +45,7 @@ MAX_READERS = 16                    # at once; more are sent away, so that none 
 OUT_OF_DESCRIPTORS_S = 0.1
 
 MUST_BE_ROOT = "permission denied: you must be root"
+TOO_MANY = "control socket: %d sent away; too many of the group were asking at once"
 
 Request = dict[str, Any]
 
@@ -68,6 +69,7 @@ class ControlServer:
             "conntrack": self._conntrack,
         }
         self._readers = readers
+        self._sent_away = 0                     # for want of a slot
         self._slots = {
             Rights.CHANGE: threading.BoundedSemaphore(MAX_CLIENTS),
             Rights.LOOK: threading.BoundedSemaphore(MAX_READERS),
@@ -109,9 +111,20 @@ class ControlServer:
                 continue
             rights = rights_of(client, self._readers)
             if rights is Rights.NOTHING or not self._slots[rights].acquire(blocking=rights is Rights.CHANGE):
-                _send_away(client, rights)
+                self._send_away(client, rights)
                 continue
             threading.Thread(target=self._serve, args=(client, rights), name="control client", daemon=True).start()
+
+    def _send_away(self, client: socket.socket, rights: Rights) -> None:
+        """Say why, without waiting for anybody."""
+        why = MUST_BE_ROOT
+        if rights is not Rights.NOTHING:
+            why = "too many are asking; try again in a moment"
+            self._sent_away += 1
+            self._gateway.log.tell("control", self._sent_away, TOO_MANY, now_ns())
+        with client, contextlib.suppress(OSError):
+            client.setblocking(False)
+            client.send(json.dumps(_refusal(ControlError(why))).encode() + b"\n")
 
     def _serve(self, client: socket.socket, rights: Rights) -> None:
         """Answer the one request of a connection."""
@@ -161,7 +174,7 @@ class ControlServer:
         )}
 
     def _status(self, _request: Request) -> Request:
-        return {"status": self._gateway.call(self._gateway.status)}
+        return {"status": {**self._gateway.call(self._gateway.status), "control_clients_sent_away": self._sent_away}}
 
     def _conntrack(self, request: Request) -> Request:
         answer = conntrack.run(
@@ -171,7 +184,6 @@ class ControlServer:
             now_ns(),
         )
         return answer._asdict()
-
 
     def _flows(self) -> list[FlowInfo]:
         """Copy the table a piece at a time: packets go on in between."""
@@ -188,14 +200,6 @@ def _only_looks(request: Request) -> bool:
     if request["command"] == "conntrack":
         return conntrack.only_looks(_words(request)) if isinstance(request.get("argv"), list) else False
     return request["command"] in ("status", "save")
-
-
-def _send_away(client: socket.socket, rights: Rights) -> None:
-    """Say why, without waiting for anybody."""
-    why = MUST_BE_ROOT if rights is Rights.NOTHING else "too many are asking; try again in a moment"
-    with client, contextlib.suppress(OSError):
-        client.setblocking(False)
-        client.send(json.dumps(_refusal(ControlError(why))).encode() + b"\n")
 
 
 def _words(request: Request) -> list[str]:

@@ -38,7 +38,7 @@ class Log:
 
     def __init__(self) -> None:
         self.lost = 0
-        self._told: dict[str, tuple[int, int]] = {}         # packets by then, and when
+        self._told: dict[str, tuple[int, int]] = {}         # by name, the count by then, and when
 
     def write(self, line: str) -> None:
         """Write a warning of the engine's own, as `write_lines`."""
@@ -60,11 +60,20 @@ class Log:
     def tell_refusals(self, counters: Mapping[str, int], now_ns: int) -> None:
         """Say once that packets are refused for want of something, and every ten seconds that they still are."""
         for name, advice in ADVICE.items():
-            packets = counters.get(name, 0)
-            told, at_ns = self._told.get(name, (0, now_ns - QUIET_NS))
-            if packets > told and now_ns - at_ns >= QUIET_NS:
-                self._told[name] = packets, now_ns
-                self.write(f"{name.lower().replace('_', ' ')}: {packets - told} packets refused; {advice}")
+            words = name.lower().replace("_", " ")
+            self.tell(name, counters.get(name, 0), f"{words}: %d packets refused; {advice}", now_ns)
+
+    def tell(self, name: str, total: int, line: str, now_ns: int) -> None:
+        """Write a line when a count grows, and every ten seconds while it does.
+
+        Args:
+            name: Of the count.
+            line: With %d for by how much it has grown since the last line.
+        """
+        told, at_ns = self._told.get(name, (0, now_ns - QUIET_NS))
+        if total > told and now_ns - at_ns >= QUIET_NS:
+            self._told[name] = total, now_ns
+            self.write(line % (total - told))
 
 
 def _is_journal() -> bool:

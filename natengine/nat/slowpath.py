@@ -23,7 +23,7 @@ from natengine.nat.destination import DestinationRules
 from natengine.nat.hairpin import find_aimed
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import ASK_FORWARD, Policy, is_drop
-from natengine.nat.protocols import MAPPED, UNTRANSLATABLE
+from natengine.nat.protocols import MAPPED, UNTRANSLATABLE, WITH_FILTERING
 from natengine.nat.source import SourceNat, SourceTarget
 from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
 from natengine.rules.targets import Accept
@@ -72,10 +72,13 @@ class SlowPath:
         self._count(spec)
         inside = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)
         outside = Endpoint(spec.proto, spec.outside_ip, spec.outside_port)
-        if inside != outside:
+        if inside == outside:
+            if not spec.inside_ifindex:
+                self.mappings.hold(inside, inside, 0, now_ns)
+        elif spec.from_inside:
             self.mappings.adopt(inside, outside, spec.inside_ifindex, now_ns)
-        elif not spec.inside_ifindex:
-            self.mappings.hold(inside, inside, 0, now_ns)
+        else:       # its mapping is there by now; or a rule sent it on, and says who else may come
+            self.mappings.hold(inside, outside, spec.inside_ifindex, now_ns, make=spec.proto in WITH_FILTERING)
 
     def release(self, spec: FlowSpec, now_ns: int) -> None:
         """Let go of what a flow holds that has ended or was never installed."""

@@ -20,6 +20,7 @@ import pytest
 from natengine.app import client, control
 from natengine.app.client import SOCKET_NAME, ask
 from natengine.app.control import ControlServer
+from natengine.app.log import Log
 from natengine.app.peer import Rights, rights_of
 from natengine.app.rundir import RunDir
 from natengine.errors import (
@@ -33,11 +34,14 @@ from natengine.errors import (
 from natengine.frontend.save import REPLACE, RestoreOptions
 from natengine.rules.model import TableName
 
+STATUS = {"flows": 3, "control_clients_sent_away": 0}
+
 
 class FakeGateway:
     """What the server asks of a gateway; `failure` is raised by the next request."""
 
     def __init__(self) -> None:
+        self.log = Log()
         self.failure: Exception | None = None
         self.threads: set[str] = set()
         self.seen: list[object] = []
@@ -103,7 +107,7 @@ def test_every_command(server: Path, gateway: FakeGateway) -> None:
     assert ask(server, "save")["text"] == "counters=False None\n"
     assert ask(server, "save", counters=True, table="nat")["text"] == "counters=True nat\n"
     assert ask(server, "restore", text="*nat\nCOMMIT\n")["warnings"] == []
-    assert ask(server, "status")["status"] == {"flows": 3}
+    assert ask(server, "status")["status"] == STATUS
     assert ask(server, "conntrack", argv=["-C"])["stdout"] == "0\n"
     assert gateway.seen == [["-A", "FORWARD"], "*nat\nCOMMIT\n"]
     ask(server, "restore", text="", counters=False, flush=False, only="nat", test=True, flush_flows=True)
@@ -157,8 +161,10 @@ def test_strangers_hear_only_why(server: Path, gateway: FakeGateway, monkeypatch
     assert gateway.threads == set()
 
 
-def test_readers_do_not_take_root_s_places(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred that say nothing: most are sent away at once, and root is served."""
+def test_readers_do_not_take_root_s_places(
+    server: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A hundred that say nothing: most are sent away at once, which is counted and told, and root is served."""
     allow(monkeypatch, Rights.LOOK)
     with contextlib.ExitStack() as stack:
         links = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(100)]
@@ -168,7 +174,8 @@ def test_readers_do_not_take_root_s_places(server: Path, monkeypatch: pytest.Mon
         refused = links[control.MAX_READERS:]
         assert all(b"too many" in link.recv(65536) for link in refused)
         allow(monkeypatch, Rights.CHANGE)
-        assert ask(server, "status")["status"] == {"flows": 3}
+        assert ask(server, "status")["status"] == {**STATUS, "control_clients_sent_away": len(refused)}
+    assert capfd.readouterr().err.count("control socket: 1 sent away") == 1
 
 
 def test_a_reader_s_long_question(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,13 +267,13 @@ def test_bad_requests(server: Path, line: bytes) -> None:
     assert answer["ok"] is False
     assert (answer["kind"], answer["exit_status"]) == ("ConfigError", 2)
     assert answer["error"]
-    assert ask(server, "status")["status"] == {"flows": 3}
+    assert ask(server, "status")["status"] == STATUS
 
 
 def test_a_request_in_pieces(server: Path) -> None:
     """The line ends where its newline is, however it was cut."""
     pieces = [bytes([byte]) for byte in b'{"command": "status"}\n']
-    assert json.loads(talk(server, *pieces)) == {"ok": True, "status": {"flows": 3}}
+    assert json.loads(talk(server, *pieces)) == {"ok": True, "status": STATUS}
 
 
 def test_clients_that_never_finish(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +282,7 @@ def test_clients_that_never_finish(server: Path, monkeypatch: pytest.MonkeyPatch
     with socket.socket(socket.AF_UNIX) as slow:
         slow.connect(str(server / SOCKET_NAME))
         slow.sendall(b'{"command":')
-        assert ask(server, "status")["status"] == {"flows": 3}
+        assert ask(server, "status")["status"] == STATUS
         slow.settimeout(10)
         assert slow.recv(1) == b""
 
@@ -287,7 +294,7 @@ def test_more_clients_than_slots(server: Path, monkeypatch: pytest.MonkeyPatch) 
     try:
         for link in idle:
             link.connect(str(server / SOCKET_NAME))
-        assert ask(server, "status")["status"] == {"flows": 3}
+        assert ask(server, "status")["status"] == STATUS
     finally:
         for link in idle:
             link.close()
@@ -306,7 +313,7 @@ def test_a_request_that_is_too_long(server: Path, monkeypatch: pytest.MonkeyPatc
             pass
         else:
             pytest.fail("everything was read")
-    assert ask(server, "status")["status"] == {"flows": 3}
+    assert ask(server, "status")["status"] == STATUS
 
 
 def test_a_client_that_hangs_up(server: Path) -> None:
@@ -315,7 +322,7 @@ def test_a_client_that_hangs_up(server: Path) -> None:
         with socket.socket(socket.AF_UNIX) as link:
             link.connect(str(server / SOCKET_NAME))
             link.sendall(line)
-    assert ask(server, "status")["status"] == {"flows": 3}
+    assert ask(server, "status")["status"] == STATUS
 
 
 @pytest.mark.parametrize(
@@ -401,7 +408,7 @@ def test_the_socket_of_a_killed_engine_is_taken_over(gateway: FakeGateway, tmp_p
         dead.bind(str(tmp_path / SOCKET_NAME))
     server = ControlServer(gateway, tmp_path)  # type: ignore[arg-type]
     server.start()
-    assert ask(tmp_path, "status")["status"] == {"flows": 3}
+    assert ask(tmp_path, "status")["status"] == STATUS
     server.close()
     assert not (tmp_path / SOCKET_NAME).exists()
     with pytest.raises(ControlError):

@@ -9,16 +9,17 @@ from types import ModuleType
 import pytest
 from support.backends import table_config
 from support.clock import ManualClock
-from support.engines import BOND_2, BOND_3, INTERFACES, OWNER_RULES, Gateway, reason_of, ruleset
-from support.packets import describe, ping, pong, source_port, tcp, udp
+from support.engines import BOND_2, BOND_3, BOND_DEF, INTERFACES, OWNER_RULES, Gateway, reason_of, ruleset
+from support.packets import address, describe, ping, pong, source_port, tcp, udp
 
 from natengine.flow.image import RECORD_BYTES
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.settings import FilteringBehaviour, Settings
-from natengine.vocab import Reason
+from natengine.vocab import Reason, Route
 
 CAPACITY = 64
+ROUTES = (Route(address("10.1.0.0"), 0xFFFF_FF00, BOND_DEF), Route(0, 0, BOND_2))
 
 
 class Successive(Gateway):
@@ -36,7 +37,7 @@ class Successive(Gateway):
         config = table_config(CAPACITY, self._settings.timeouts)
         fast = self._backend.FastPath(config, self._memory, self.clock.now_ns)
         self.engine = NatEngine(fast, settings=self._settings, rng=random.Random(2))
-        self.engine.replace_interfaces(InterfaceTable(interfaces), self.clock.now_ns)
+        self.engine.replace_interfaces(InterfaceTable(interfaces, ROUTES), self.clock.now_ns)
         found = self.engine.take_over(CAPACITY, self.clock.now_ns)
         self.engine.replace_ruleset(ruleset(OWNER_RULES))
         return found
@@ -87,6 +88,19 @@ def test_head_s_own_ports_are_its_own(gateway: Successive) -> None:
     gateway.head(udp("203.0.113.1:5000 > 203.0.113.2:53"))
     gateway.killed()
     assert source_port(gateway.through(udp("10.1.0.11:5000 > 203.0.113.2:53"))) != 5000
+
+
+def test_what_a_rule_sent_on(gateway: Successive) -> None:
+    """The rule says who may come to a service, before and after: its flow opens the port for nobody else."""
+    gateway.rules("-t nat -A PREROUTING -i bond0.2 -p udp --dport 5353 -j DNAT --to-destination 10.1.0.11:53")
+    gateway.returned(udp("203.0.113.2:7 > 203.0.113.1:5353"))
+    for _ in range(2):
+        gateway.rules("-t nat -F PREROUTING")
+        assert gateway.returned(udp("203.0.113.2:7 > 203.0.113.1:5353"))
+        assert reason_of(gateway.back(udp("203.0.113.2:8 > 203.0.113.1:5353"))) is Reason.LOCAL_IN
+        assert gateway.killed() == 1
+    assert gateway.expire_all() == 1
+    assert gateway.engine.stats().mappings == 0
 
 
 def test_all_is_let_go_of(gateway: Successive) -> None:
