@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from natengine.errors import BadPacket, Truncated
 from natengine.fastpath import FULL, NOT_FOUND, FastPath
-from natengine.flow.records import FlowInfo, Path
+from natengine.flow.records import Allow, FlowInfo, Path
 from natengine.nat.arriving import LocalPorts
 from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.fragments import HeldFragment
@@ -181,6 +181,10 @@ class NatEngine:
         reason = _SETTLED[self._translate(packet, new, now_ns)]
         if VERDICTS[reason] is Verdict.DROP:
             self._remove(flow_id, now_ns)
+        elif self._slow.policy.judges_packets:          # that the first one has passed does not help the next one
+            flow = self._fast.info(flow_id)
+            assert flow is not None
+            self._fast.approve(flow_id, self._slow.policy.allow_later(flow.spec), flow.spec.uplink_ifindex)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
 
     def _tell_sender(self, packet: bytearray, new: NewPacket, now_ns: int) -> None:
@@ -214,7 +218,7 @@ class NatEngine:
         return self._refuse(reason, packet, new, now_ns)
 
     def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        """The rules have changed since FORWARD last allowed this flow, or its route has."""
+        """The rules have changed since FORWARD last allowed this flow, or its route has; or they judge each packet."""
         flow, meta = self._find_flow(new, now_ns), new.meta
         if flow is None:
             reason = self._begin(packet, new, now_ns)
@@ -222,10 +226,15 @@ class NatEngine:
         spec = flow.spec
         if spec.from_inside and meta.out_ifindex:
             spec = spec._replace(uplink_ifindex=meta.out_ifindex)
-        self._fast.approve(flow.flow_id, self._slow.policy.allow_later(spec), spec.uplink_ifindex)
-        reason = _SETTLED[self._translate(packet, new, now_ns)]
-        if reason is Reason.FORWARD_DROP:
-            self._slow.policy.refuse_later(spec, new.ip.total_len, leaving=meta.hook == Hook.POSTROUTING)
+        policy, kind = self._slow.policy, flow.kind(meta.hook)
+        allow = policy.allow_later(spec)
+        passes = allow & Allow.ASK and not allow & kind and policy.forwards_packet(spec, kind, new)
+        self._fast.approve(flow.flow_id, allow | kind if passes else allow, spec.uplink_ifindex)
+        reason = _SETTLED.get(self._translate(packet, new, now_ns), Reason.FORWARD_DROP)    # STALE: judged and refused
+        if passes:
+            self._fast.approve(flow.flow_id, allow, spec.uplink_ifindex)
+        if reason is Reason.FORWARD_DROP and not allow & Allow.ASK:
+            policy.refuse_later(spec, new.ip.total_len, leaving=meta.hook == Hook.POSTROUTING)
         return reason
 
     def _find_flow(self, new: NewPacket, now_ns: int) -> FlowInfo | None:
