@@ -81,7 +81,7 @@ class NatEngine:
         self.interfaces = InterfaceTable()
         self._uplinks = Uplinks()
         self._vanished = VanishedAddresses(fast)
-        self._slow = SlowPath(fast, self._policy(), settings, rng)
+        self._slow = SlowPath(fast, self.compile(self.ruleset), settings, rng)
         self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
         self._turns = Turns(settings.new_flows_when_busy)
 
@@ -182,9 +182,7 @@ class NatEngine:
         if VERDICTS[reason] is Verdict.DROP:
             self._remove(flow_id, now_ns)
         elif self._slow.policy.judges_packets:          # that the first one has passed does not help the next one
-            flow = self._fast.info(flow_id)
-            assert flow is not None
-            self._fast.approve(flow_id, self._slow.policy.allow_later(flow.spec), flow.spec.uplink_ifindex)
+            self._slow.judge_next(flow_id)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
 
     def _tell_sender(self, packet: bytearray, new: NewPacket, now_ns: int) -> None:
@@ -336,15 +334,22 @@ class NatEngine:
         """The interfaces to take packets from: those of the rules, and those of earlier rules."""
         return self._uplinks
 
-    def replace_ruleset(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> None:
-        """Put other rules in force.  Flows stay; FORWARD is asked again about each."""
+    def compile(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> Policy:
+        """Make rules ready for `replace_ruleset`, with these counters.  Changes nothing: any thread may do it."""
+        uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
+        return Policy(ruleset, self.interfaces, counters or self.counters, uplinks, self._memory)
+
+    def replace_ruleset(
+        self, ruleset: RuleSet, counters: RuleCounters | None = None, made: Policy | None = None
+    ) -> None:
+        """Put rules in force, `made` ready by `compile` or not.  Flows stay; FORWARD is asked again about each."""
         self.ruleset = ruleset
         if counters is not None:
             self.counters = counters
         self.counters.forget_missing(ruleset)
         self._memory.forget_missing(ruleset.handles())
         self._uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
-        self._renew_policy()
+        self._renew_policy(made)
 
     def replace_local_ports(self, ports: LocalPorts) -> None:
         """Take notice of the ports that the head's own sockets use, by protocol; no worker gets one of them."""
@@ -379,12 +384,11 @@ class NatEngine:
         """End some of the flows whose outside address is gone; return how many."""
         return sum(self.remove_flow(flow_id, now_ns) for flow_id in self._vanished.find_flows())
 
-    def _policy(self) -> Policy:
-        return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks, self._memory)
-
-    def _renew_policy(self) -> None:
+    def _renew_policy(self, made: Policy | None = None) -> None:
+        if made is None or made.interfaces is not self.interfaces or made.uplinks != self._uplinks:
+            made = self.compile(self.ruleset)
         self._fast.clamp(mss_limits(self._clamped, self.interfaces))
-        self._slow.policy = self._policy()
+        self._slow.policy = made
         self._fast.invalidate()
 
     def stats(self) -> EngineStats:
@@ -394,4 +398,3 @@ class NatEngine:
             self._slow.mappings.overloaded,
             {reason.name: self._by_reason[reason] for reason in Reason},
         )
-
