@@ -24,6 +24,7 @@ from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
+from natengine.app import names
 from natengine.app.changes import Changes
 from natengine.app.log import Log
 from natengine.app.loop import Loop
@@ -101,7 +102,7 @@ class Gateway:
         self.log = Log()
         self.started_ns = now_ns()
         ruleset, counters = parse_restore(
-            ruleset_text or "", source=source,
+            ruleset_text or "", source=source, resolver=names.addresses, services=names.port,
             report=lambda warning: self.log.write(f"{source}: warning: {warning}"),
         )
         check_executable(ruleset)
