@@ -71,6 +71,7 @@ cdef enum:
     ALLOW_NEW = 1                   # `Allow`
     ALLOW_ORIGINAL = 2
     ALLOW_REPLY = 4
+    ALLOW_ASK = 8
 
     # a constant that does not compile unless a record is two cache lines
     RECORD_IS_TWO_CACHE_LINES = 1 / (sizeof(Flow) == 2 * CACHE_LINE)
@@ -260,7 +261,7 @@ A flow table of fixed capacity and the packet path over it.
             return PATH_STALE
         cdef bint is_reply = leaving != flow.from_inside
         if not flow.allow & (ALLOW_REPLY if is_reply else ALLOW_ORIGINAL if flow.seen_reply else ALLOW_NEW):
-            return PATH_REFUSED_FORWARD
+            return PATH_STALE if flow.allow & ALLOW_ASK else PATH_REFUSED_FORWARD
         cdef Segment segment
         cdef int refusal
         cdef bint changed = False

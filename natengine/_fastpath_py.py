@@ -163,7 +163,7 @@ class FastPath:
         is_reply = (hook == Hook.POSTROUTING) != spec.from_inside
         needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
         if not flow.allow & needed:
-            return Path.REFUSED_FORWARD
+            return Path.STALE if flow.allow & Allow.ASK else Path.REFUSED_FORWARD
         changed = False
         if ip.proto == Proto.TCP:
             segment = read_segment(packet, ip)

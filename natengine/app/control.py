@@ -5,7 +5,7 @@ A group may be let in to look: whoever is in it gets status, save, and conntrack
     {"command": "change",    "argv": [...]}       an iptables command that changes something
     {"command": "save",      "counters": bool}    the rules as iptables-save text ("table": one of them)
     {"command": "restore",   "text": "..."}       all rules at once ("counters", "flush", "only": see RestoreOptions;
-                                                  "test", "flush_flows": see Gateway.restore)
+                                                  "test", "flush_flows": see Changes.restore)
     {"command": "status"}                         what `natengine status --json` prints
     {"command": "conntrack", "argv": [...]}       a conntrack command
 
@@ -157,21 +157,19 @@ class ControlServer:
 
     def _change(self, request: Request) -> Request:
         argv = _words(request)
-        return {"warnings": self._gateway.call(lambda: self._gateway.change(argv))}
+        return {"warnings": self._gateway.changes.change(argv)}
 
     def _save(self, request: Request) -> Request:
         counters = bool(request.get("counters"))
         table = TableName(request["table"]) if request.get("table") else None
-        return {"text": self._gateway.call(lambda: self._gateway.save_text(counters=counters, table=table))}
+        return {"text": self._gateway.changes.save_text(counters=counters, table=table)}
 
     def _restore(self, request: Request) -> Request:
         text = str(request["text"])
         only = TableName(request["only"]) if request.get("only") else None
         options = RestoreOptions(bool(request.get("counters", True)), bool(request.get("flush", True)), only)
         test, flush_flows = bool(request.get("test")), bool(request.get("flush_flows"))
-        return {"warnings": self._gateway.call(
-            lambda: self._gateway.restore(text, options, test=test, flush_flows=flush_flows)
-        )}
+        return {"warnings": self._gateway.changes.restore(text, options, test=test, flush_flows=flush_flows)}
 
     def _status(self, _request: Request) -> Request:
         return {"status": {**self._gateway.call(self._gateway.status), "control_clients_sent_away": self._sent_away}}

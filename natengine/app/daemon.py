@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from natengine.app.stopping import StopSignals
 from natengine.errors import ConfigError, HostError
 from natengine.frontend.toml import read_settings
 from natengine.settings import HookBackEnd, Settings
+
+HAND_OVER_S = 0.0005                # at most so long a thread that reads rules keeps the packet thread from Python
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
 
 
 def _serve(config: GatewayConfig, text: str | None, source: str, signals: StopSignals) -> None:
+    sys.setswitchinterval(HAND_OVER_S)
     gateway = Gateway(config, text, source)
     try:
         control = ControlServer(gateway, config.run_dir, config.readers)

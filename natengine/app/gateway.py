@@ -24,23 +24,23 @@ from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
+from natengine.app import names
+from natengine.app.changes import Changes
 from natengine.app.log import Log
 from natengine.app.loop import Loop
 from natengine.app.state import open_table
 from natengine.errors import ConfigError, HostError
 from natengine.fastpath import FastPath
 from natengine.flow.records import FlowInfo
-from natengine.frontend.iptables import parse_command
 from natengine.frontend.listing import list_specs
-from natengine.frontend.save import REPLACE, RestoreOptions, dump, parse_restore
-from natengine.frontend.wording import left_alone
+from natengine.frontend.save import parse_restore
 from natengine.nat.destination import taken_by
 from natengine.nat.engine import EngineStats, NatEngine
 from natengine.nat.interfaces import LOOPBACK, InterfaceTable
-from natengine.nat.policy import interface_matches, is_uplink, join_uplinks
+from natengine.nat.policy import Policy, interface_matches, is_uplink, join_uplinks
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
-from natengine.rules.model import LEFT_ALONE, RuleSet, TableName, Uplinks
+from natengine.rules.model import LEFT_ALONE, RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import Decision, PacketMeta, Reason
 from natengine.wire.addr import format_ipv4
@@ -85,7 +85,7 @@ def check_uplinks(uplinks: Uplinks, interfaces: InterfaceTable) -> list[str]:
 
 
 class Gateway:
-    """Joins the engine and the adapters.  Every method but `call` belongs to the packet thread."""
+    """Joins the engine and the adapters.  Methods belong to the packet thread, `call` and `changes` to all others."""
 
     def __init__(self, config: GatewayConfig, ruleset_text: str | None, source: str) -> None:
         """Bring everything up but the loop; see `run`.
@@ -102,11 +102,12 @@ class Gateway:
         self.log = Log()
         self.started_ns = now_ns()
         ruleset, counters = parse_restore(
-            ruleset_text or "", source=source,
+            ruleset_text or "", source=source, resolver=names.addresses, services=names.port,
             report=lambda warning: self.log.write(f"{source}: warning: {warning}"),
         )
         check_executable(ruleset)
         self.backend, fast, self.state = open_table(config.fastpath, config.settings, config.state)
+        self.changes = Changes(self)
         self._undo: list[Callable[[], None]] = []
         if self.state is not None:
             if self.state.note:
@@ -270,68 +271,31 @@ class Gateway:
             addresses=tuple(map(format_ipv4, own)), mark=mark, own_destinations=tuple(map(str, taken.output)),
         )
 
-    def _put_in_force(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> list[str]:
-        """Replace the rules (and, unless None, their counters), or change nothing; return warnings."""
-        check_executable(ruleset)
-        # The hooks first: they may fail, and a packet that they bring is only looked at after this.
-        self._take_from(join_uplinks(self.engine.uplinks, ruleset.uplinks()), ruleset)
-        self.engine.replace_ruleset(ruleset, counters)
-        return check_uplinks(ruleset.uplinks(), self.engine.interfaces)
+    def put_in_force(
+        self, ruleset: RuleSet, counters: RuleCounters | None = None, made: Policy | None = None
+    ) -> list[str]:
+        """Replace the rules (and, unless None, their counters), or change nothing; return warnings.
 
-    def change(self, argv: list[str]) -> list[str]:
-        """Carry out one iptables command that changes something; return warnings.
+        Args:
+            made: What `NatEngine.compile` has made of them.
 
         Raises:
-            ConfigError: It cannot be read, or the rule set refuses it.
-            HostError: The hooks it needs cannot be installed.
+            HostError: The hooks that the rules need cannot be installed.
         """
-        command = parse_command(argv)
-        before = self.engine.ruleset
-        after = command.apply(before)
-        warnings = [] if after is before else self._put_in_force(after)
-        command.touch_counters(before, after, self.engine.counters)
-        if command.flush_flows:
-            self._flush_flows()
-        if command.adds_rules and command.table in LEFT_ALONE:
-            warnings = [*warnings, left_alone(after.table(command.table))]
-        return warnings
+        # The hooks first: they may fail, and a packet that they bring is only looked at after this.
+        self._take_from(join_uplinks(self.engine.uplinks, ruleset.uplinks()), ruleset)
+        self.engine.replace_ruleset(ruleset, counters, made)
+        return check_uplinks(ruleset.uplinks(), self.engine.interfaces)
 
-    def _flush_flows(self) -> None:
+    def flush_flows(self) -> None:
+        """End every flow."""
         self.delete_flows([info.flow_id for info in self.engine.flows()])
 
     def delete_flows(self, flow_ids: list[int]) -> int:
         """End these flows and return how many of them there were."""
         return sum(self.engine.remove_flow(flow_id, now_ns()) for flow_id in flow_ids)
 
-    def restore(
-        self, text: str, options: RestoreOptions = REPLACE, *, test: bool = False, flush_flows: bool = False
-    ) -> list[str]:
-        """Replace the tables that iptables-save text names, or add to them; return warnings.
-
-        Args:
-            test: Only find out whether it can be done.
-            flush_flows: End every flow afterwards.
-        """
-        warnings: list[str] = []
-        ruleset, counters = parse_restore(
-            text, base=self.engine.ruleset, base_counters=self.engine.counters, options=options,
-            report=warnings.append,
-        )
-        if test:
-            check_executable(ruleset)
-            return warnings
-        warnings += self._put_in_force(ruleset, counters)
-        if flush_flows:
-            self._flush_flows()
-        return warnings
-
     # ── questions ────────────────────────────────────────────────────────────────────────────────
-
-    def save_text(self, *, counters: bool, table: TableName | None = None) -> str:
-        """Return the rule set, or one table of it, as iptables-save text."""
-        return dump(
-            self.engine.ruleset, self.engine.counters, rule_counters=counters, tables=None if table is None else [table]
-        )
 
     def flows(self, first_id: int = 0) -> tuple[list[FlowInfo], int | None]:
         """Return a copy of a piece of the connection table, and where the next one begins; None at the end."""

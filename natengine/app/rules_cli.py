@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from natengine.app import names
 from natengine.app.client import ask
 from natengine.errors import ConfigError, RuleSyntaxError
 from natengine.frontend.arguments import table_by_name
@@ -24,6 +24,7 @@ from natengine.frontend.command import LISTINGS, Kind
 from natengine.frontend.iptables import PROGRAM, help_text, parse_command, render_error, version_text
 from natengine.frontend.listing import show
 from natengine.frontend.save import REPLACE, STDIN, RestoreOptions, parse_restore
+from natengine.frontend.verbose import say
 from natengine.frontend.wording import RESTORE_PROGRAM, SAVE_PROGRAM
 
 
@@ -33,17 +34,24 @@ def iptables(argv: Sequence[str], run_dir: Path) -> int:
 
 
 def _iptables(argv: Sequence[str], run_dir: Path) -> int:
-    command = parse_command(argv, _addresses, _port)
+    command = parse_command(argv, names.addresses, names.port)
     if command.kind in (Kind.HELP, Kind.VERSION):
         print(help_text() if command.kind is Kind.HELP else version_text(), end="")
         return 0
     if command.kind in LISTINGS:
         ruleset, counters = parse_restore(ask(run_dir, "save", counters=True)["text"])
         command.apply(ruleset)                  # refuses a chain that is not there
-        print(show(command, ruleset, counters, reverse_lookup=_host_name, service_lookup=_service_name), end="")
+        text = show(
+            command, ruleset, counters, reverse_lookup=names.host_name, service_lookup=names.service_name
+        )
+        print(text, end="")
         if not command.zero:
             return 0
+    said = ""
+    if command.verbose and command.kind not in LISTINGS:
+        said = say(command, parse_restore(ask(run_dir, "save")["text"])[0])
     answer = ask(run_dir, "change", argv=command.to_argv())
+    print(said, end="")
     for warning in answer["warnings"]:
         print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     return 0
@@ -107,10 +115,10 @@ def _iptables_restore(argv: Sequence[str], run_dir: Path) -> int:
     parser.add_argument("-T", "--table", metavar="TABLE", help="read the lines of one table only")
     parser.add_argument("--flush-flows", action="store_true", help="end every flow afterwards")
     parser.add_argument("-V", "--version", action="store_true", help="print the version")
-    for names in (("-v", "--verbose"), ("-4", "--ipv4")):
-        parser.add_argument(*names, action="store_true", help="accepted, and not needed")
-    for names in (("-w", "--wait"), ("-W", "--wait-interval"), ("-M", "--modprobe")):
-        parser.add_argument(*names, nargs="?", metavar="X", help="accepted, and not needed")
+    for spellings in (("-v", "--verbose"), ("-4", "--ipv4")):
+        parser.add_argument(*spellings, action="store_true", help="accepted, and not needed")
+    for spellings in (("-w", "--wait"), ("-W", "--wait-interval"), ("-M", "--modprobe")):
+        parser.add_argument(*spellings, nargs="?", metavar="X", help="accepted, and not needed")
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="standard input if there is none")
     options = parser.parse_args(argv)
     if options.version:
@@ -147,8 +155,11 @@ def _restore(program: str, text: str, source: str, run_dir: Path, options: Resto
              flush_flows: bool = False) -> int:
     """Read a text here first, so that a mistake is reported under the file's name, and send it on."""
     base = None if options.flush else parse_restore(ask(run_dir, "save", counters=False)["text"])[0]
-    parse_restore(text, source=source, base=base, options=options)
-    answer = ask(run_dir, "restore", text=text, counters=options.counters, flush=options.flush,
+    lines: list[str] = []
+    parse_restore(
+        text, source=source, base=base, options=options, resolver=names.addresses, services=names.port, resolved=lines
+    )
+    answer = ask(run_dir, "restore", text="\n".join(lines), counters=options.counters, flush=options.flush,
                  only=options.only, test=test, flush_flows=flush_flows)
     for warning in answer["warnings"]:
         print(f"{program}: warning: {warning}", file=sys.stderr)
@@ -181,34 +192,3 @@ def write_atomically(path: Path, text: str) -> None:
                 os.unlink(temporary)
         why = error.strerror if isinstance(error, OSError) else f"a comment in the rules is no text ({error})"
         raise ConfigError(f"cannot write {path}: {why}") from None
-
-
-# ── names, as the C library knows them ──────────────────────────────────────────────────────────
-
-
-def _addresses(name: str) -> list[str]:
-    try:
-        return list(dict.fromkeys(socket.gethostbyname_ex(name)[2]))
-    except OSError:
-        return []
-
-
-def _host_name(address: str) -> str | None:
-    try:
-        return socket.gethostbyaddr(address)[0]
-    except OSError:
-        return None
-
-
-def _port(name: str, proto: str) -> int | None:
-    try:
-        return socket.getservbyname(name, proto)
-    except OSError:
-        return None
-
-
-def _service_name(port: int, proto: str) -> str | None:
-    try:
-        return socket.getservbyport(port, proto)
-    except OSError:
-        return None

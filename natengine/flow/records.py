@@ -31,7 +31,7 @@ class Path(enum.IntEnum):
     UNCHANGED = 2           # known flow whose inside and outside endpoints are the same
     MISS = 3                # no such flow: the engine decides
     SPECIAL = 4             # not for the fast path: a fragment, an ICMP error
-    STALE = 5               # known flow, but the rules changed since it was last allowed, or its route did
+    STALE = 5               # known flow, but the rules changed since it was last allowed, its route did, or `Allow.ASK`
     REFUSED_STATE = 6       # known flow, TCP segment against its state: drop
     REFUSED_FORWARD = 7     # known flow, the FORWARD chain does not let this direction pass: drop
     BAD_HEADER = 8          # the headers contradict each other: drop
@@ -46,7 +46,8 @@ class Allow(enum.IntFlag):
     NEW = 1                 # original direction while no reply has been seen (ctstate NEW)
     ORIGINAL = 2            # original direction afterwards (ctstate ESTABLISHED)
     REPLY = 4               # reply direction
-    ALL = 7
+    ALL = 7                 # each of the three kinds
+    ASK = 8                 # a kind that is not allowed is STALE: rules judge it packet by packet
 
 
 class FlowKey(NamedTuple):
@@ -104,6 +105,12 @@ class FlowInfo(NamedTuple):
     original_bytes: int
     reply_packets: int
     reply_bytes: int
+
+    def kind(self, hook: int) -> Allow:
+        """Return of which kind a packet of this flow is that is taken at `hook` now."""
+        if (hook == Hook.POSTROUTING) != self.spec.from_inside:
+            return Allow.REPLY
+        return Allow.ORIGINAL if self.seen_reply else Allow.NEW
 
 
 def icmp_query_port(hook: int, icmp_type: int) -> int:

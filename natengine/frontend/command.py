@@ -202,6 +202,10 @@ class Command:
             # iptables looks for a rule in a chain that is not there, and does not find it
             if self.rule is not None and self.kind in (Kind.DELETE, Kind.CHECK):
                 raise RuleApplyError(NO_RULE) from None
+            if self.kind in LISTINGS:
+                raise RuleApplyError(
+                    f"chain `{self.chain}' in table `{self.table}' is incompatible, use 'nft' tool."
+                ) from None         # so it says
             raise
 
     def _put(self, ruleset: RuleSet) -> RuleSet:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from natengine.frontend.command import Command, Kind
 from natengine.frontend.names import HostName, ServiceName, protocol_name
-from natengine.frontend.printers import address_text, rule_text, rule_words, target_words
+from natengine.frontend.printers import address_text, interface_text, rule_text, rule_words, target_words
 from natengine.frontend.printing import Style
 from natengine.frontend.target_printers import target_name
 from natengine.rules.counters import Count, RuleCounters
-from natengine.rules.model import Chain, InterfaceTest, Rule, RuleSet, TableName
+from natengine.rules.model import Chain, Rule, RuleSet, TableName
 
 _MAX_PLAIN_COUNT = 99_999       # five digits; the next ones are rounded to K
 _MAX_UNIT_COUNT = 9_999         # four digits and a unit
@@ -132,7 +132,7 @@ class _Columns:
             text += "".join(f"{format_count(value, exact=self.exact):>{width}} " for value in count)
         text += f"{target_name(rule.target):<9} {self._protocol(rule)}-- "
         if self.verbose:
-            text += f" {self._interface(rule.in_iface):<6} {self._interface(rule.out_iface):<6} "
+            text += "".join(f" {interface_text(test, self.style):<6}" for test in (rule.in_iface, rule.out_iface)) + " "
         addresses = address_text(rule.src, self.style) + address_text(rule.dst, self.style)
         return text + addresses + rule_text(rule, self.style)
 
@@ -140,11 +140,6 @@ class _Columns:
         number, inverted = (0, False) if rule.proto is None else (rule.proto.number, rule.proto.inverted)
         name = str(number) if self.style.numeric else protocol_name(number)
         return f"{'!' if inverted else ' '}{name:<4} "
-
-    def _interface(self, test: InterfaceTest | None) -> str:
-        if test is None:
-            return "*" if self.style.numeric else "any"
-        return ("!" if test.inverted else "") + test.pattern
 
 
 def format_count(value: int, *, exact: bool = False) -> str:

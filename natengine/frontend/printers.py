@@ -9,7 +9,7 @@ from natengine.frontend.match_printers import MATCH_PRINTERS
 from natengine.frontend.names import protocol_name
 from natengine.frontend.printing import QuotedWord, Style, negation, plain
 from natengine.frontend.target_printers import TARGET_PRINTERS, target_name
-from natengine.rules.matches import AddressTest
+from natengine.rules.matches import AddressTest, InterfaceTest
 from natengine.rules.model import Rule
 from natengine.rules.targets import Goto, Target
 
@@ -59,3 +59,10 @@ def address_text(test: AddressTest | None, style: Style) -> str:
         text = (name or address) + ("" if length == "32" else f"/{length}")
     flag = "!" if test is not None and test.inverted else " "
     return f"{flag}{text:<19} "
+
+
+def interface_text(test: InterfaceTest | None, style: Style) -> str:
+    """Return what `-v` writes for `-i` or `-o`."""
+    if test is None:
+        return "*" if style.numeric else "any"
+    return ("!" if test.inverted else "") + test.pattern

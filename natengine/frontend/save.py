@@ -16,12 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
 
 from natengine.errors import RuleApplyError, RuleSyntaxError
 from natengine.frontend.arguments import POLICIES, check_new_chain, parse_counters
-from natengine.frontend.command import Kind
+from natengine.frontend.command import Command, Kind
 from natengine.frontend.extensions import MATCHES, MISSING_TARGETS
-from natengine.frontend.lexer import Word, split_words
+from natengine.frontend.lexer import Word, quote_text, split_words
 from natengine.frontend.listing import rule_line
 from natengine.frontend.names import HostLookup, Lookups, ServiceLookup
 from natengine.frontend.parser import CommandParser
@@ -30,6 +31,9 @@ from natengine.frontend.wording import left_alone
 from natengine.rules.counters import Count, RuleCounters
 from natengine.rules.model import BUILT_IN_CHAINS, LEFT_ALONE, RuleSet, TableName
 from natengine.rules.validate import check_policy, check_table
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 STDIN = "<stdin>"
 
@@ -94,7 +98,8 @@ REPLACE = RestoreOptions()
 def parse_restore(text: str, *, source: str = STDIN, base: RuleSet | None = None,
                   base_counters: RuleCounters | None = None, resolver: HostLookup | None = None,
                   services: ServiceLookup | None = None, options: RestoreOptions = REPLACE,
-                  report: Callable[[str], None] | None = None) -> tuple[RuleSet, RuleCounters]:
+                  report: Callable[[str], None] | None = None,
+                  resolved: list[str] | None = None) -> tuple[RuleSet, RuleCounters]:
     """Read the text of iptables-save.
 
     Args:
@@ -103,6 +108,7 @@ def parse_restore(text: str, *, source: str = STDIN, base: RuleSet | None = None
             Neither is changed.
         resolver, services: As for `parse_command`.
         report: Is told what of the text will not be carried out.
+        resolved: Is given the lines, numbers in the place of names.
 
     Raises:
         RuleSyntaxError: With the line number; the message has the file and the column.
@@ -113,6 +119,8 @@ def parse_restore(text: str, *, source: str = STDIN, base: RuleSet | None = None
     for number, line in enumerate(text.split("\n"), 1):
         reader.read_line(number, line)
     reader.finish()
+    if resolved is not None:
+        resolved += reader.lines
     if report is not None:
         for warning in reader.warnings:
             report(warning)
@@ -128,7 +136,8 @@ class _RestoreReader:
         self.counters = counters.copy()
         self.warnings: list[str] = []
         self._where = "" if source == STDIN else f"{source}, "
-        self._lookups = lookups
+        self.lines: list[str] = []
+        self._lookups = _NoticingLookups(lookups)
         self._options = options
         self._table: TableName | None = None
         self._number = 0
@@ -136,6 +145,7 @@ class _RestoreReader:
     def read_line(self, number: int, line: str) -> None:
         """Read one line, numbered from 1."""
         self._number = number
+        self.lines.append(line)
         line = line.rstrip()
         if not line or line.lstrip().startswith("#"):
             return
@@ -231,9 +241,11 @@ class _RestoreReader:
         if left_out is not None:
             self.warnings.append(f"line {self._number} is left out: {left_out}")
             return
-        parser = CommandParser(texts, self._lookups, fixed_table=table)
+        parser = CommandParser(texts, self._lookups.both, fixed_table=table)
         try:
             command = parser.parse()
+            if self._lookups.take_used():
+                self.lines[-1] = _without_names(line, command)
             if command.kind in _LOOKING:
                 raise RuleSyntaxError(f"-{command.kind.value} has no place in a rules file")
             if count is not None and self._options.counters:
@@ -288,3 +300,33 @@ class _RestoreReader:
             return parse_counters(packets, bytes_)
         except RuleSyntaxError as error:
             raise self._wrong(str(error), word.column) from None
+
+
+class _NoticingLookups:
+    """Lookups that know whether they were asked."""
+
+    def __init__(self, lookups: Lookups) -> None:
+        self._used = False
+        self.both = Lookups(self._noticing(lookups.host), self._noticing(lookups.service))
+
+    def _noticing(self, look_up: Callable[P, R] | None) -> Callable[P, R] | None:
+        if look_up is None:
+            return None
+
+        def noticing(*question: P.args, **more: P.kwargs) -> R:
+            self._used = True
+            return look_up(*question, **more)
+
+        return noticing
+
+    def take_used(self) -> bool:
+        """Whether anybody has asked since this was last called."""
+        used, self._used = self._used, False
+        return used
+
+
+def _without_names(line: str, command: Command) -> str:
+    """Return a rule line with numbers in the place of names."""
+    counters = f"{line.split()[0]} " if line.startswith("[") else ""
+    words = command.to_argv()[2:]           # the table is that of the lines around it
+    return counters + " ".join(map(quote_text, words))

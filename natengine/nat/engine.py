@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from natengine.errors import BadPacket, Truncated
 from natengine.fastpath import FULL, NOT_FOUND, FastPath
-from natengine.flow.records import FlowInfo, Path
+from natengine.flow.records import Allow, FlowInfo, Path
 from natengine.nat.arriving import LocalPorts
 from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.fragments import HeldFragment
@@ -81,7 +81,7 @@ class NatEngine:
         self.interfaces = InterfaceTable()
         self._uplinks = Uplinks()
         self._vanished = VanishedAddresses(fast)
-        self._slow = SlowPath(fast, self._policy(), settings, rng)
+        self._slow = SlowPath(fast, self.compile(self.ruleset), settings, rng)
         self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
         self._turns = Turns(settings.new_flows_when_busy)
 
@@ -181,6 +181,8 @@ class NatEngine:
         reason = _SETTLED[self._translate(packet, new, now_ns)]
         if VERDICTS[reason] is Verdict.DROP:
             self._remove(flow_id, now_ns)
+        elif self._slow.policy.judges_packets:          # that the first one has passed does not help the next one
+            self._slow.judge_next(flow_id)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
 
     def _tell_sender(self, packet: bytearray, new: NewPacket, now_ns: int) -> None:
@@ -214,7 +216,7 @@ class NatEngine:
         return self._refuse(reason, packet, new, now_ns)
 
     def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
-        """The rules have changed since FORWARD last allowed this flow, or its route has."""
+        """The rules have changed since FORWARD last allowed this flow, or its route has; or they judge each packet."""
         flow, meta = self._find_flow(new, now_ns), new.meta
         if flow is None:
             reason = self._begin(packet, new, now_ns)
@@ -222,10 +224,15 @@ class NatEngine:
         spec = flow.spec
         if spec.from_inside and meta.out_ifindex:
             spec = spec._replace(uplink_ifindex=meta.out_ifindex)
-        self._fast.approve(flow.flow_id, self._slow.policy.allow_later(spec), spec.uplink_ifindex)
-        reason = _SETTLED[self._translate(packet, new, now_ns)]
-        if reason is Reason.FORWARD_DROP:
-            self._slow.policy.refuse_later(spec, new.ip.total_len, leaving=meta.hook == Hook.POSTROUTING)
+        policy, kind = self._slow.policy, flow.kind(meta.hook)
+        allow = policy.allow_later(spec)
+        passes = allow & Allow.ASK and not allow & kind and policy.forwards_packet(spec, kind, new)
+        self._fast.approve(flow.flow_id, allow | kind if passes else allow, spec.uplink_ifindex)
+        reason = _SETTLED.get(self._translate(packet, new, now_ns), Reason.FORWARD_DROP)    # STALE: judged and refused
+        if passes:
+            self._fast.approve(flow.flow_id, allow, spec.uplink_ifindex)
+        if reason is Reason.FORWARD_DROP and not allow & Allow.ASK:
+            policy.refuse_later(spec, new.ip.total_len, leaving=meta.hook == Hook.POSTROUTING)
         return reason
 
     def _find_flow(self, new: NewPacket, now_ns: int) -> FlowInfo | None:
@@ -327,15 +334,22 @@ class NatEngine:
         """The interfaces to take packets from: those of the rules, and those of earlier rules."""
         return self._uplinks
 
-    def replace_ruleset(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> None:
-        """Put other rules in force.  Flows stay; FORWARD is asked again about each."""
+    def compile(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> Policy:
+        """Make rules ready for `replace_ruleset`, with these counters.  Changes nothing: any thread may do it."""
+        uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
+        return Policy(ruleset, self.interfaces, counters or self.counters, uplinks, self._memory)
+
+    def replace_ruleset(
+        self, ruleset: RuleSet, counters: RuleCounters | None = None, made: Policy | None = None
+    ) -> None:
+        """Put rules in force, `made` ready by `compile` or not.  Flows stay; FORWARD is asked again about each."""
         self.ruleset = ruleset
         if counters is not None:
             self.counters = counters
         self.counters.forget_missing(ruleset)
         self._memory.forget_missing(ruleset.handles())
         self._uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
-        self._renew_policy()
+        self._renew_policy(made)
 
     def replace_local_ports(self, ports: LocalPorts) -> None:
         """Take notice of the ports that the head's own sockets use, by protocol; no worker gets one of them."""
@@ -370,12 +384,11 @@ class NatEngine:
         """End some of the flows whose outside address is gone; return how many."""
         return sum(self.remove_flow(flow_id, now_ns) for flow_id in self._vanished.find_flows())
 
-    def _policy(self) -> Policy:
-        return Policy(self.ruleset, self.interfaces, self.counters, self._uplinks, self._memory)
-
-    def _renew_policy(self) -> None:
+    def _renew_policy(self, made: Policy | None = None) -> None:
+        if made is None or made.interfaces is not self.interfaces or made.uplinks != self._uplinks:
+            made = self.compile(self.ruleset)
         self._fast.clamp(mss_limits(self._clamped, self.interfaces))
-        self._slow.policy = self._policy()
+        self._slow.policy = made
         self._fast.invalidate()
 
     def stats(self) -> EngineStats:
@@ -385,4 +398,3 @@ class NatEngine:
             self._slow.mappings.overloaded,
             {reason.name: self._by_reason[reason] for reason in Reason},
         )
-

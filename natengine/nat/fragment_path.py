@@ -19,7 +19,7 @@ from itertools import count
 from typing import NamedTuple
 
 from natengine.fastpath import FastPath
-from natengine.flow.records import Allow, FlowInfo
+from natengine.flow.records import FlowInfo
 from natengine.nat.fair_store import FairStore
 from natengine.nat.fragments import Datagram, DatagramKey, HeldFragment, Identifications, Seen, Train, fault_of
 from natengine.nat.packet import NewPacket
@@ -250,6 +250,4 @@ class FragmentPath:
 
     def _allows(self, flow: FlowInfo, meta: PacketMeta) -> bool:
         """Ask what the fast path asks of a whole packet, of the FORWARD chain as it stands now."""
-        is_reply = (meta.hook == Hook.POSTROUTING) != flow.spec.from_inside
-        needed = Allow.REPLY if is_reply else Allow.ORIGINAL if flow.seen_reply else Allow.NEW
-        return bool(self._slow.policy.allow_later(flow.spec) & needed)
+        return bool(self._slow.policy.allow_later(flow.spec) & flow.kind(meta.hook))

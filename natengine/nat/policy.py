@@ -7,7 +7,8 @@ destination, does FORWARD let it pass, and what does nat POSTROUTING make of its
 FORWARD is asked for every packet in the kernel.  Here the answers for the three kinds of packet of
 a flow (`Allow`) are worked out when it begins and kept with it, so that a known flow costs nothing;
 a rule change makes every flow ask again.  That is the same thing as long as FORWARD matches what
-all packets of one kind share (interfaces, addresses, ports, state).  Limit: TCP flags differ within
+all packets of one kind share (interfaces, addresses, ports, state).  Of a flow that `-m limit` or
+`statistic` may decide about, each packet of that kind is asked about (`Allow.ASK`).  Limit: TCP flags differ within
 a kind; they are those of the packet for the one that begins a flow, and what nearly all others
 have for the rest: SYN while no reply has been seen, ACK afterwards.
 """
@@ -20,10 +21,11 @@ from typing import NamedTuple
 
 from natengine.flow.records import Allow, FlowSpec
 from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.packet import NewPacket
 from natengine.nat.said import Said
 from natengine.nat.source import SourceNat, SourceTarget, is_same_for_all, source_nat, with_ports_of
 from natengine.rules.counters import RuleCounters
-from natengine.rules.evaluate import NO_FIELD, Outcome, PacketFacts, Program, compile_chain
+from natengine.rules.evaluate import NO_FIELD, UNDECIDED, Outcome, PacketFacts, Program, compile_chain
 from natengine.rules.facts import FlowFacts, RuleMemory, Surroundings
 from natengine.rules.matches import (
     NOT_TRANSLATED,
@@ -36,7 +38,7 @@ from natengine.rules.matches import (
 )
 from natengine.rules.model import ChainName, RuleSet, Table, TableName, Uplinks
 from natengine.rules.targets import Accept, Drop, Masquerade, Passing, Reject, Snat
-from natengine.vocab import CtState, Interface, PacketMeta, Proto
+from natengine.vocab import CtState, Hook, Interface, PacketMeta, Proto
 from natengine.wire.ipv4 import ICMP_COUNTERPART, Ipv4Fields, Transport
 from natengine.wire.tcp import ACK, SYN
 
@@ -92,7 +94,8 @@ class Policy:
         self._count_forward = counters.adder(TableName.FILTER, ChainName.FORWARD)
         self._count_postrouting = counters.adder(TableName.NAT, ChainName.POSTROUTING)
         self._forward = self._compile(filter_, ChainName.FORWARD, counters)
-        self._forward_uncounted = self._compile(filter_, ChainName.FORWARD)
+        self._forward_uncounted = self._compile(filter_, ChainName.FORWARD, for_flows=True)
+        self.judges_packets = self._forward_uncounted.undecided
         self._forward_by_interface = _asks_interfaces_only(filter_, ChainName.FORWARD)
         self._known_ways: dict[tuple[int, int, bool], int] = {}
         self._prerouting = self._compile(nat, ChainName.PREROUTING, counters)
@@ -110,12 +113,14 @@ class Policy:
         self.now_ns = 0                 # told by the engine for each packet; `-m limit` asks
         self.said: list[Said] = []      # what the rules said beside yes and no; whoever has the packet carries it out
 
-    def _compile(self, table: Table, chain: ChainName, counters: RuleCounters | None = None) -> Program:
+    def _compile(
+        self, table: Table, chain: ChainName, counters: RuleCounters | None = None, *, for_flows: bool = False
+    ) -> Program:
         """Compile a built-in chain; without counters it is one that is asked about no packet in particular."""
         count = None if counters is None else counters.adder(table.name, chain)
         around = self._around if count is not None else self._around._replace(memory=None)
         found = next(each for each in table if each.name == chain)
-        return compile_chain(found, count, table=table, around=around)
+        return compile_chain(found, count, table=table, around=around, for_flows=for_flows)
 
     @cached_property
     def _postrouting_uncounted(self) -> Program:
@@ -183,6 +188,18 @@ class Policy:
         """Whether FORWARD lets one packet pass; it is counted."""
         return isinstance(self.forward(facts).target, Accept)
 
+    def forwards_packet(self, spec: FlowSpec, kind: Allow, packet: NewPacket) -> bool:
+        """Whether FORWARD lets this packet of a known flow pass; it is counted."""
+        ip, transport, meta = packet
+        leaving = meta.hook == Hook.POSTROUTING
+        if not leaving:
+            ip = ip._replace(dst=spec.inside_ip)
+            transport = transport._replace(dst_port_or_icmp_id=spec.inside_port)
+            meta = meta._replace(out_ifindex=spec.inside_ifindex)
+        state = CtState.NEW if kind is Allow.NEW else CtState.ESTABLISHED
+        flow = _flow_facts(spec, state, original=kind is not Allow.REPLY)
+        return self.forwards(self.facts(ip, transport, meta, state)._replace(flow=flow))
+
     def refuse_later(self, spec: FlowSpec, length: int, *, leaving: bool) -> None:
         """Ask FORWARD about a packet of a flow that it no longer lets pass, for what it says beside no."""
         facts = self._facts_of_flow(spec, CtState.ESTABLISHED, leaving=leaving)
@@ -217,8 +234,11 @@ class Policy:
             (Allow.NEW, CtState.NEW), (Allow.ORIGINAL, CtState.ESTABLISHED), (Allow.REPLY, CtState.ESTABLISHED),
         ):
             leaving = spec.from_inside == (bit is not Allow.REPLY)
-            if isinstance(self._forward_uncounted(self._facts_of_flow(spec, state, leaving=leaving)).target, Accept):
+            outcome = self._forward_uncounted(self._facts_of_flow(spec, state, leaving=leaving))
+            if isinstance(outcome.target, Accept):
                 allow |= bit.value
+            elif outcome.handle == UNDECIDED:
+                allow |= Allow.ASK.value
         return allow
 
     def _facts_of_flow(self, spec: FlowSpec, state: CtState, *, leaving: bool) -> PacketFacts:

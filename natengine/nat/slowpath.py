@@ -67,6 +67,12 @@ class SlowPath:
         if spec.from_inside and spec.inside_ifindex:
             self._flows_of[spec.inside_ip] = self._flows_of.get(spec.inside_ip, 0) + 1
 
+    def judge_next(self, flow_id: int) -> None:
+        """Allow a flow what FORWARD allows its next packet, the first one having passed."""
+        flow = self._fast.info(flow_id)
+        if flow is not None:
+            self._fast.approve(flow_id, self.policy.allow_later(flow.spec), flow.spec.uplink_ifindex)
+
     def adopt(self, spec: FlowSpec, now_ns: int) -> None:
         """Hold what a flow holds that an earlier engine began; wants a `release` as any other."""
         self._count(spec)

@@ -7,10 +7,12 @@ wants to look takes a `copy()`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import NamedTuple, TypeVar
 
 from natengine.rules.model import RuleSet, TableName
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Count(NamedTuple):
@@ -85,6 +87,11 @@ class RuleCounters:
             self.zero_rule(rule.handle)
         self.zero_policy(table, chain)
 
+    def add_since(self, reading: RuleCounters, now: RuleCounters) -> None:
+        """Add what `now` has counted since `reading`, a copy of it, was taken; see `forget_missing`."""
+        _add_since(self._rules, reading._rules, now._rules)
+        _add_since(self._policies, reading._policies, now._policies)
+
     def forget_missing(self, ruleset: RuleSet) -> None:
         """Drop the counters of rules that `ruleset` no longer has."""
         for handle in self._rules.keys() - ruleset.handles():
@@ -110,3 +117,9 @@ class RuleCounters:
     def _nonzero(self) -> dict[object, list[int]]:
         both = itertools.chain(self._rules.items(), self._policies.items())
         return {key: counter for key, counter in both if any(counter)}
+
+
+def _add_since(counters: dict[Key, list[int]], before: Mapping[Key, list[int]], now: Mapping[Key, list[int]]) -> None:
+    for key, counted in now.items():
+        counter, known = counters.setdefault(key, [0, 0]), before.get(key, (0, 0))
+        counter[:] = [mine + count - already for mine, count, already in zip(counter, counted, known, strict=True)]

@@ -6,25 +6,28 @@
    (no target, LOG, or a last RETURN).
 3. RETURN goes back to the jump that led here; in a built-in chain, or where a goto left one, it means the
    policy.  Both the rule and the policy are counted then.
-4. LOG, MARK and CONNMARK end nothing: what they say is in the outcome, and a mark is seen by the rules after it.
+4. Where the answer is to be kept for a flow, a rule that judges packet by packet (`PER_PACKET`) makes it UNDECIDED.
+5. LOG, MARK and CONNMARK end nothing: what they say is in the outcome, and a mark is seen by the rules after it.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from natengine.rules.facts import NO_FIELD, NOWHERE, PacketFacts, Surroundings
 from natengine.rules.field_tests import Predicate
 from natengine.rules.index import Index
-from natengine.rules.matches import ConntrackState, ConntrackTuple
+from natengine.rules.matches import ConntrackState, ConntrackTuple, EveryNth, Limit, RandomSample
 from natengine.rules.model import Chain, Rule, Table
 from natengine.rules.predicates import compile_rule
 from natengine.rules.targets import (
     ACCEPT,
     Connmark,
     ConnmarkMode,
+    Drop,
     Goto,
     Jump,
     Log,
@@ -34,10 +37,14 @@ from natengine.rules.targets import (
     Terminating,
 )
 
-__all__ = ["NO_FIELD", "POLICY_HANDLE", "CountFunction", "Outcome", "PacketFacts", "Program", "compile_chain"]
+__all__ = [
+    "NO_FIELD", "POLICY_HANDLE", "UNDECIDED", "CountFunction", "Outcome", "PacketFacts", "Program", "compile_chain",
+]
 
+PER_PACKET = (Limit, RandomSample, EveryNth)     # matches that say something else about the next packet
 INDEX_FROM = 8                  # rules in a chain; to ask fewer one after the other is quicker
 POLICY_HANDLE: Final = -1       # the handle of an outcome, or of a count, that is the policy's
+UNDECIDED: Final = -2           # the handle of an outcome that no packet but the one at hand can have
 
 CountFunction = Callable[[int, int], None]
 
@@ -47,7 +54,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         target: What to do.  Never Return: leaving a built-in chain is its policy.
-        handle: The rule that said so, or POLICY_HANDLE.
+        handle: The rule that said so, or POLICY_HANDLE, or UNDECIDED (the target then is Drop).
         logs: The LOG rules that matched on the way, in order.
         mark: What the packet's mark becomes; None if no rule set it.
         connection_mark: What the flow's mark becomes; None if no rule set it.
@@ -131,15 +138,19 @@ class Program:
         constant: The outcome of every packet, where neither it nor the counting depends on the packet
             (no rules; or the first one decides for everything).  A caller may then skip the call, and
             counts `(constant.handle, length)` itself.
+        undecided: Whether an outcome may be UNDECIDED.
     """
 
-    __slots__ = ("_block", "_count", "_policy", "constant", "uses_ctstate")
+    __slots__ = ("_block", "_count", "_policy", "constant", "undecided", "uses_ctstate")
 
-    def __init__(self, block: _Block, policy: Outcome, count: CountFunction | None, *, uses_ctstate: bool) -> None:
+    def __init__(
+        self, block: _Block, policy: Outcome, count: CountFunction | None, *, uses_ctstate: bool, undecided: bool
+    ) -> None:
         self._block = block
         self._policy = policy
         self._count = count
         self.uses_ctstate = uses_ctstate
+        self.undecided = undecided
         self.constant = _constant(block.steps, policy)
 
     def __call__(self, facts: PacketFacts) -> Outcome:
@@ -165,7 +176,8 @@ class Program:
 
 
 def compile_chain(
-    chain: Chain, count: CountFunction | None = None, *, table: Table | None = None, around: Surroundings = NOWHERE
+    chain: Chain, count: CountFunction | None = None, *, table: Table | None = None, around: Surroundings = NOWHERE,
+    for_flows: bool = False,
 ) -> Program:
     """Compile a built-in chain, and those it leads to, into a program.
 
@@ -175,22 +187,24 @@ def compile_chain(
             when the policy decides; `RuleCounters.adder()` makes one.  None: nobody counts, or hears of LOG.
         table: Where its jumps lead; None if it has none.
         around: What matches ask beside the packet.
+        for_flows: Whether answers are to be kept, and may be UNDECIDED.
     """
-    compiler = _Compiler(table, around, counted=count is not None)
+    compiler = _Compiler(table, around, counted=count is not None, for_flows=for_flows)
     block = compiler.block(chain)
     policy = Outcome(chain.policy or ACCEPT, POLICY_HANDLE)
-    return Program(block, policy, count, uses_ctstate=compiler.uses_ctstate)
+    return Program(block, policy, count, uses_ctstate=compiler.uses_ctstate, undecided=compiler.undecided)
 
 
 class _Compiler:
     """Compiles a chain and those it leads to, each once."""
 
-    def __init__(self, table: Table | None, around: Surroundings, *, counted: bool) -> None:
+    def __init__(self, table: Table | None, around: Surroundings, *, counted: bool, for_flows: bool) -> None:
         self._chains = {} if table is None else {chain.name: chain for chain in table}
         self._around = around
         self._counted = counted
+        self._for_flows = for_flows
         self._blocks: dict[str, _Block] = {}
-        self.uses_ctstate = False
+        self.uses_ctstate = self.undecided = False
 
     def block(self, chain: Chain) -> _Block:
         """Return the steps of a chain.  Chains that lead in a circle are refused before (validate.py)."""
@@ -209,18 +223,31 @@ class _Compiler:
         for rule in chain.rules:
             if not self._counted and (rule.target is None or isinstance(rule.target, Log)):
                 continue
-            predicate = compile_rule(rule, self._around)
+            predicate = compile_rule(self._asked(rule), self._around)
             kept.append((rule, predicate))
             if predicate is None and rule.target is not None and not isinstance(rule.target, Jump | Passing):
                 break                       # nothing gets past this rule
-        while kept and not self._counted and isinstance(kept[-1][0].target, Return):
+        while kept and not self._counted and isinstance(kept[-1][0].target, Return) and not self._judges(kept[-1][0]):
             kept.pop()
         matches = [match for rule, _ in kept for match in rule.matches]
         self.uses_ctstate |= any(isinstance(match, ConntrackState | ConntrackTuple) for match in matches)
         return kept
 
+    def _judges(self, rule: Rule) -> bool:
+        """Whether a rule may say one thing about one packet of a flow and another about the next one."""
+        return self._for_flows and any(isinstance(match, PER_PACKET) for match in rule.matches)
+
+    def _asked(self, rule: Rule) -> Rule:
+        """Return a rule as it is to be asked: of one that judges, which packets it is about."""
+        if not self._judges(rule):
+            return rule
+        self.undecided = True
+        return replace(rule, matches=tuple(match for match in rule.matches if not isinstance(match, PER_PACKET)))
+
     def _action(self, rule: Rule) -> _Action:
         """Return what a rule does."""
+        if self._judges(rule):
+            return Outcome(Drop(), UNDECIDED)
         match rule.target:
             case None:
                 return None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from natengine.errors import RuleApplyError
-from natengine.rules.matches import ConntrackTuple, EveryNth, Limit, MacSource, MarkTest, Match, RandomSample
+from natengine.rules.matches import ConntrackTuple, MacSource, MarkTest, Match
 from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, TableName
 from natengine.rules.targets import (
     Accept,
@@ -95,12 +95,7 @@ def _why_not(match: Match, *, decides: bool) -> str | None:
         return "natengine keeps no mark with a flow: write -m mark, in table nat, instead"
     if decides and isinstance(match, MarkTest):
         return (
-            "natengine asks FORWARD once a flow, and its packets may differ in their mark: write -m mark in table nat, "
-            "instead"
-        )
-    if decides and isinstance(match, Limit | RandomSample | EveryNth):
-        return (
-            "natengine asks FORWARD once a flow, not once a packet: limit and statistic work there with LOG, "
-            "or without a target; write other tests before what decides"
+            "natengine asks FORWARD about what arrives before mangle PREROUTING could mark it: write -m mark in table "
+            "nat, instead"
         )
     return None

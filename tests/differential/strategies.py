@@ -23,7 +23,7 @@ PORTS = (0, 53, 40000, 0xFFFF)
 
 hooks = st.sampled_from((Hook.PREROUTING, Hook.POSTROUTING))
 any_hooks = st.sampled_from((0, 0, 0, 4, 4, 4, 1, 2, 3, -1, 5))
-allows = st.sampled_from((7, 7, 7, 1, 2, 4, 3, 0))
+allows = st.sampled_from((7, 7, 7, 1, 2, 4, 3, 0, 8, 14, 12))
 ports = st.sampled_from(PORTS) | st.integers(0, 0xFFFF)
 flow_ids = st.integers(-1, 7)
 budgets = st.sampled_from((0, 1, 2, 3, 100, -1, 2**63 - 1))

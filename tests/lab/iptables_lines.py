@@ -426,6 +426,9 @@ TEXTS: list[list[tuple[str, str]]] = [
     [("", "*filter\n:a - [0:0]\n:a - [0:0]\n-A FORWARD -j a\n-A a -s 1.1.1.1\nCOMMIT\n")],
     [("", "*filter\n-A FORWARD -s 1.2.3.4,1.2.3.5 -j DROP\nCOMMIT\n*filter\n-A FORWARD -j ACCEPT\nCOMMIT\n")],
     [("", "")], [("", "# nothing\n\n")],
+    [("", "*filter\n-A FORWARD -s localhost -p tcp --dport http -m multiport --sports domain,ssh\nCOMMIT\n")],
+    [("-c", "*nat\n[1:2] -A PREROUTING -p tcp -d localhost --dport http -j REDIRECT --to-ports https\nCOMMIT\n")],
+    [("", _GATEWAY), ("", "*filter\n-A FORWARD -s nosuch.invalid\nCOMMIT\n")],
     # refused: exit status, and nothing of the table is left
     [("", _GATEWAY), ("", "*filter\n-A FORWARD --nosuch\nCOMMIT\n")],
     [("", _GATEWAY), ("", "*filter\n-A FORWARD -j nosuch\nCOMMIT\n")],

@@ -53,6 +53,20 @@ def test_log_writes_to_the_engines_log(lab: Lab, engine: Engine) -> None:
     assert engine.log().count(wanted) == 1
 
 
+def test_packets_of_a_flow_are_chosen_one_by_one(lab: Lab, engine: Engine) -> None:
+    """Every other question of one flow is dropped, both are counted; answers are not asked about."""
+    engine.type([
+        f"iptables -I FORWARD 1 -p udp --dport {ECHO} -m statistic --mode nth --every 2 --packet 1 -j DROP",
+        f"iptables -I FORWARD 2 -p udp --dport {ECHO} -j ACCEPT",
+    ])
+    with udp_socket(lab.node("worker1")) as link:
+        for n in range(10):
+            link.sendto(b"%d" % n, (ADDRESS["inet2"], ECHO))
+        assert [link.recv(10) for _ in range(5)] == [b"%d" % n for n in range(0, 10, 2)]
+    rows = engine.run("iptables", "-L", "FORWARD", "-nvx").stdout.splitlines()
+    assert [row.split()[0] for row in rows[2:] if f"dpt:{ECHO}" in row] == ["5", "5"]
+
+
 def test_flows_stay_unless_they_are_to_go(lab: Lab, engine: Engine) -> None:
     with udp_socket(lab.node("worker1")) as link:
         udp_whoami(link, "inet2")

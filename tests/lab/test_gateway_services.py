@@ -147,6 +147,33 @@ def test_snat(lab: Lab, start: Start) -> None:
         head.run(["ip", "address", "del", "203.0.113.50/24", "dev", "bond0.2"], timeout=10)
 
 
+def test_netmap_is_one_to_one(lab: Lab, start: Start, tmp_path: Path) -> None:
+    """Each worker has an outside address of its own: by it others reach the worker, and by it others see it."""
+    start(
+        "*nat\n-A PREROUTING -i bond0.2 -d 203.0.113.64/28 -j NETMAP --to 10.1.0.0/28\n"
+        "-A POSTROUTING -s 10.1.0.0/28 -o bond0.2 -j NETMAP --to 203.0.113.64/28\nCOMMIT\n"
+    )
+    inet2 = lab.node("inet2")
+    outside = {name: f"203.0.113.{64 + int(ADDRESS[name].split('.')[3])}" for name in ("worker1", "worker2")}
+    inet2.run(["ip", "route", "add", "203.0.113.64/28", "via", OUTSIDE], timeout=10)
+    try:
+        for name, address in outside.items():
+            assert client_of(lab.node(name), f"http://{ADDRESS['inet2']}/whoami") == address
+        assert client_of(inet2, f"http://{outside['worker1']}/whoami") == ADDRESS["inet2"]
+        path = tmp_path / "body"
+        head = curl(inet2, f"http://{outside['worker1']}/bytes/5000000?seed=7", "-o", str(path), "-D", "-")
+        assert f"X-Sha256: {hashlib.sha256(path.read_bytes()).hexdigest()}" in head
+        inet2.run(["ping", "-c", "1", "-W", "5", outside["worker2"]], timeout=20)
+        with udp_socket(lab.node("worker2"), source_port=999) as server, udp_socket(inet2) as link:
+            link.sendto(b"to worker2", (outside["worker2"], 999))
+            data, source = server.recvfrom(100)
+            assert (data, source) == (b"to worker2", (ADDRESS["inet2"], link.getsockname()[1]))
+            server.sendto(b"back", source)
+            assert link.recvfrom(100) == (b"back", (outside["worker2"], 999))
+    finally:
+        inet2.run(["ip", "route", "del", "203.0.113.64/28", "via", OUTSIDE], timeout=10)
+
+
 def test_errors_reach_the_client(lab: Lab, start: Start) -> None:
     """No such port behind the rule: refused at once, from outside, from inside and from the head."""
     start(RULES.replace("-p tcp -m tcp --dport 80", "-p udp -m udp --dport 999").replace(":80", ":999"))

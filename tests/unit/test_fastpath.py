@@ -237,6 +237,9 @@ def test_each_bit_of_allow_is_asked_in_its_turn(table: FastPath) -> None:
     table.approve(0, Allow.ORIGINAL, 4)
     assert send(table, UDP, LEAVING)[0] == Path.TRANSLATED
     assert send(table, UDP, ARRIVING)[0] == Path.REFUSED_FORWARD
+    table.approve(0, Allow.ORIGINAL | Allow.ASK, 4)
+    assert send(table, UDP, LEAVING)[0] == Path.TRANSLATED
+    assert send(table, UDP, ARRIVING)[0] == Path.STALE
 
 
 def test_flow_is_stale_after_a_rule_change_until_it_is_approved(table: FastPath) -> None:

@@ -38,13 +38,14 @@ STATUS = {"flows": 3, "control_clients_sent_away": 0}
 
 
 class FakeGateway:
-    """What the server asks of a gateway; `failure` is raised by the next request."""
+    """What the server asks of a gateway and its `Changes`; `failure` is raised by the next request."""
 
     def __init__(self) -> None:
         self.log = Log()
         self.failure: Exception | None = None
         self.threads: set[str] = set()
         self.seen: list[object] = []
+        self.changes = self
 
     def call(self, function: Callable[[], Any]) -> Any:
         self.threads.add(threading.current_thread().name)
@@ -53,13 +54,16 @@ class FakeGateway:
         return function()
 
     def change(self, argv: list[str]) -> list[str]:
+        self.call(lambda: None)
         self.seen.append(argv)
         return ["a warning"]
 
     def save_text(self, *, counters: bool, table: TableName | None) -> str:
+        self.call(lambda: None)
         return f"counters={counters} {table}\n"
 
     def restore(self, text: str, options: RestoreOptions, *, test: bool, flush_flows: bool) -> list[str]:
+        self.call(lambda: None)
         how = (options, test, flush_flows)
         self.seen += [text] if how == (REPLACE, False, False) else [text, how]
         return []

@@ -50,6 +50,13 @@ def test_a_change_is_sent_in_canonical_form(engine: FakeEngine, capsys: pytest.C
     assert err.endswith("warning: no such interface\n")
 
 
+def test_a_change_says_what_it_does(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    """With -v, and once it is done."""
+    assert rules_cli.iptables(["-t", "nat", "-v", "-F", "POSTROUTING"], RUN_DIR) == 0
+    assert [command for command, _ in engine.asked] == ["save", "change"]
+    assert capsys.readouterr().out == "Flushing chain `POSTROUTING'\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "status"),
     [
@@ -121,6 +128,16 @@ def test_restore(engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert rules_cli.restore(path, RUN_DIR) == 0
     assert engine.asked == [("restore", {"text": TEXT, **REPLACE})]
     assert "warning: look out" in capsys.readouterr().err
+
+
+def test_restore_sends_numbers(engine: FakeEngine, tmp_path: Path) -> None:
+    """Names are looked up here: the engine waits for nobody."""
+    path = tmp_path / "rules.v4"
+    path.write_text("*filter\n-A FORWARD -s localhost -p tcp --dport ssh -j DROP\nCOMMIT\n")
+    assert rules_cli.restore(path, RUN_DIR) == 0
+    text = "*filter\n-A FORWARD -s 127.0.0.1/32 -p tcp -m tcp --dport 22 -j DROP\nCOMMIT\n"
+    ((_, arguments),) = engine.asked
+    assert str(arguments["text"]).replace('"', "") == text
 
 
 @pytest.mark.parametrize(

@@ -229,3 +229,33 @@ def test_quoted_text_is_one_word(text: str) -> None:
 ])
 def test_text_is_quoted_as_iptables_save_quotes_it(text: str, quoted: str) -> None:
     assert quote_text(text) == quoted
+
+
+def test_names_become_numbers() -> None:
+    """Line for line, so that the engine, which looks nothing up, can read it; other lines stay as they are."""
+    text = """*filter
+  # a comment
+:FORWARD ACCEPT [1:2]
+[3:4] -A FORWARD -s web,10.0.0.1 -p tcp --dport http -m comment --comment "a \\"b\\" c" -j DROP
+-A FORWARD ! -d web -j LOG --log-prefix "x y"
+-A FORWARD -s 1.2.3.4   -j ACCEPT
+COMMIT
+"""
+    hosts = {"web": ["10.1.0.11", "10.1.0.12"], "one": ["10.1.0.13"]}
+    lookups = {"resolver": lambda name: hosts.get(name, ()), "services": lambda name, _: {"http": 80}.get(name)}
+    text = text.replace("! -d web", "! -d one")
+    lines: list[str] = []
+    with_names = parse_restore(text, **lookups, resolved=lines)
+    assert parse_restore("\n".join(lines)) == with_names
+    kept = [before for before, after in zip(text.split("\n"), lines, strict=True) if before == after]
+    assert kept == [line for line in text.split("\n") if "web" not in line and "one" not in line]
+    with pytest.raises(RuleSyntaxError, match="invalid port/service `http' specified"):
+        parse_restore(text)
+
+
+@given(rulesets())
+def test_without_names_a_text_is_its_own_resolution(case: tuple[object, RuleCounters]) -> None:
+    text = dump(*case)  # type: ignore[arg-type]
+    lines: list[str] = []
+    parse_restore(text, resolver=lambda name: (), services=lambda name, proto: None, resolved=lines)
+    assert "\n".join(lines) == text

@@ -81,6 +81,10 @@ def test_is_uplink(uplinks: Uplinks, found: set[int]) -> None:
         (("-A FORWARD -p tcp --tcp-flags ALL ALL -j DROP",), Allow.ALL),
         (("-A FORWARD -p tcp --tcp-flags SYN,RST SYN,RST -j DROP",), Allow.ALL),
         (("-A FORWARD -m conntrack --ctstate RELATED,INVALID -j DROP",), Allow.ALL),
+        (("-A FORWARD -m limit -j DROP",), Allow.ASK),
+        (("-A FORWARD -m limit -j LOG", "-A FORWARD -m limit"), Allow.ALL),
+        (("-A FORWARD -p udp -m limit -j DROP",), Allow.ALL),
+        (("-A FORWARD -p tcp --syn -m limit -j DROP",), Allow.ORIGINAL | Allow.REPLY | Allow.ASK),
     ],
 )
 def test_allow_later(rules: tuple[str, ...], allow: Allow) -> None:

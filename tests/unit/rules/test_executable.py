@@ -35,6 +35,7 @@ def with_rule(table: TableName, chain: str, rule: Rule) -> RuleSet:
     RuleSet(),
     with_rule(FILTER, "FORWARD", Rule(target=Drop())),
     with_rule(FILTER, "FORWARD", Rule(matches=LIMITED, target=Log())),
+    with_rule(FILTER, "FORWARD", Rule(matches=LIMITED, target=Accept())),
     with_rule(NAT, "POSTROUTING", Rule(target=Masquerade())),
     with_rule(FILTER, "INPUT", Rule(matches=(MacSource(bytes(6)), *LIMITED), target=Drop())),     # nobody comes there
     with_rule(MANGLE, "FORWARD", Rule(target=Accept())),
@@ -47,7 +48,6 @@ def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
 @pytest.mark.parametrize(("ruleset", "message"), [
     (with_rule(NAT, "PREROUTING", Rule(target=Reject())), "natengine does not carry out REJECT in nat PREROUTING"),
     (with_rule(NAT, "OUTPUT", Rule(target=Redirect())), "natengine does not carry out REDIRECT in nat OUTPUT"),
-    (with_rule(FILTER, "FORWARD", Rule(matches=LIMITED, target=Accept())), "asks FORWARD once a flow"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(MacSource(bytes(6)),))), "is not told MAC addresses: write -s"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(ConntrackTuple(expire=SecondsTest(1, 2)),))), "--ctexpire"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(MarkTest(1),), target=Drop())), "-m mark in table nat"),
