@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from natengine.errors import BadPacket, Truncated
 from natengine.fastpath import FULL, NOT_FOUND, FastPath
-from natengine.flow.records import FlowInfo, Path
+from natengine.flow.records import FlowInfo, FlowSpec, Path
 from natengine.nat.arriving import LocalPorts
 from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.fragments import HeldFragment
@@ -26,6 +26,7 @@ from natengine.nat.notices import Notices
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
+from natengine.nat.pptp import Calls
 from natengine.nat.protocols import peer_taken
 from natengine.nat.rates import Turns
 from natengine.nat.said import LogBook, carry_out
@@ -37,6 +38,7 @@ from natengine.rules.facts import RuleMemory
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
+from natengine.wire.pptp import PPTP_PORT
 
 # what the fast path says that needs nobody else
 _SETTLED: dict[int, Reason] = {
@@ -83,6 +85,7 @@ class NatEngine:
         self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self._policy(), settings, rng)
         self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
+        self._calls = Calls(fast, self._slow, install=self._install, remove=self._remove)
         self._turns = Turns(settings.new_flows_when_busy)
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
@@ -181,6 +184,8 @@ class NatEngine:
         reason = _SETTLED[self._translate(packet, new, now_ns)]
         if VERDICTS[reason] is Verdict.DROP:
             self._remove(flow_id, now_ns)
+        elif new.transport.dst_port_or_icmp_id == PPTP_PORT:
+            reason = self._calls.follow(self._fast.info(flow_id), packet, new, reason, now_ns)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
 
     def _tell_sender(self, packet: bytearray, new: NewPacket, now_ns: int) -> None:
@@ -204,14 +209,19 @@ class NatEngine:
         answer = self._slow.decide(new, now_ns)
         if isinstance(answer, Reason):
             return self._refuse(answer, packet, new, now_ns)
-        flow_id = self._fast.install(answer, now_ns)
-        if flow_id == FULL and self._evict(now_ns):
-            flow_id = self._fast.install(answer, now_ns)
+        flow_id = self._install(answer, now_ns)
         if flow_id >= 0:
             return flow_id
         self._slow.release(answer, now_ns)
         reason = Reason.TABLE_FULL if flow_id == FULL else Reason.OUT_OF_PORTS
         return self._refuse(reason, packet, new, now_ns)
+
+    def _install(self, spec: FlowSpec, now_ns: int) -> int:
+        """Put a flow into the table, as `FastPath.install`; a full one may make room."""
+        flow_id = self._fast.install(spec, now_ns)
+        if flow_id == FULL and self._evict(now_ns):
+            flow_id = self._fast.install(spec, now_ns)
+        return flow_id
 
     def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """The rules have changed since FORWARD last allowed this flow, or its route has."""
@@ -226,7 +236,7 @@ class NatEngine:
         reason = _SETTLED[self._translate(packet, new, now_ns)]
         if reason is Reason.FORWARD_DROP:
             self._slow.policy.refuse_later(spec, new.ip.total_len, leaving=meta.hook == Hook.POSTROUTING)
-        return reason
+        return self._calls.follow(flow._replace(spec=spec), packet, new, reason, now_ns)
 
     def _find_flow(self, new: NewPacket, now_ns: int) -> FlowInfo | None:
         """Return the flow that a packet belongs to; one that has lost its uplink ends instead."""
@@ -256,7 +266,7 @@ class NatEngine:
                 return self._icmp_unrelated(new)
             if quoted.damaged:
                 return Reason.BAD_CHECKSUM
-            flow = find_flow(self._fast, quoted, new.meta.hook)
+            flow = find_flow(self._fast, self._slow.quoted_calls, quoted, new.meta.hook)
             if flow is not None:
                 return self._icmp_error(packet, new, quoted, flow)
             if new.from_head and new.meta.hook == Hook.POSTROUTING:
@@ -295,6 +305,7 @@ class NatEngine:
         for info in ended:
             self._slow.release(info.spec, now_ns)
         self._fragments.expire(now_ns)
+        self._calls.expire(now_ns)
         self._slow.arriving.held.expire(now_ns, self.outbox)
         return len(ended) + self._end_flows_without_address(now_ns)
 
