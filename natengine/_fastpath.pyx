@@ -28,7 +28,7 @@ from libc.stdlib cimport free
 from libc.string cimport memset
 
 from natengine._flow_index cimport (
-    Entry, enter, expect, expect_flow, flow_with, forget, hash_of, lookup, new_memory,
+    Entry, enter, expect, expect_flow, flow_of, flow_with, forget, hash_of, new_memory,
 )
 from natengine._flow_record cimport (
     CACHE_LINE, NOBODY, TCP_STATES, Flow, Queue, append, fit, is_sound, keep_order, key_of, read_spec, unlink,
@@ -251,7 +251,7 @@ A flow table of fixed capacity and the packet path over it.
 
     cdef int finish(self, uint8_t *data, Headers *headers, uint32_t out_ifindex, int64_t now_ns) noexcept nogil:
         """Find the flow, and do to it and to the packet what `translate` does."""
-        cdef uint32_t flow_id = lookup(&self.index, self.flows, &headers.key, headers.tag)
+        cdef uint32_t flow_id = flow_of(&self.index, self.flows, &headers.key, headers.tag)
         if flow_id == NOBODY:
             return PATH_MISS
         cdef Flow *flow = &self.flows[flow_id]
@@ -432,7 +432,10 @@ A flow table of fixed capacity and the packet path over it.
         self.count -= 1
 
     def find(self, key: FlowKey) -> int:
-        """Return the id of the flow that has this tuple, or NOT_FOUND."""
+        """Return the id of the flow that has this tuple, or NOT_FOUND.
+
+        A PPTP packet whose call is not known belongs to the flow of all GRE of its two hosts.
+        """
         cdef tuple fields = tuple(key)
         if len(fields) != 6:
             raise TypeError(f"{len(fields)} fields where 6 belong")
@@ -446,7 +449,7 @@ A flow table of fixed capacity and the packet path over it.
         wanted.leaving = hook == HOOK_POSTROUTING
         if hook != HOOK_POSTROUTING and hook != HOOK_PREROUTING:
             return NOT_FOUND
-        cdef uint32_t flow_id = flow_with(&self.index, self.flows, &wanted)
+        cdef uint32_t flow_id = flow_of(&self.index, self.flows, &wanted, hash_of(&wanted, self.index.secret))
         return NOT_FOUND if flow_id == NOBODY else flow_id
 
     def info(self, flow_id: int) -> FlowInfo | None:
@@ -518,6 +521,17 @@ A flow table of fixed capacity and the packet path over it.
         self.flows[wanted].allow = bits
         self.flows[wanted].uplink_ifindex = uplink
         self.flows[wanted].generation = self.generation
+
+    def doubt(self, flow_id: int) -> None:
+        """Make one flow STALE until it is approved again, so that Python sees its next packet.
+
+        Raises:
+            KeyError: No such flow.
+        """
+        cdef int64_t wanted = fit(flow_id, INT64_MIN, INT64_MAX)
+        if not self.exists(wanted):
+            raise KeyError(wanted)
+        self.flows[wanted].generation = self.generation - 1
 
     def clamp(self, mss_limits: dict[int, int]) -> None:
         """Set by the uplink's ifindex how large segments a SYN, either way, may offer to take; none: no limit."""

@@ -28,11 +28,10 @@ from natengine.errors import BadPacket, CorruptTable, Truncated
 from natengine.flow.entry import Entry
 from natengine.flow.fields import BIT, INT, INT64, TIME_NS, U8, U16, U32, fit, fit_all
 from natengine.flow.image import FlowImage, Memory
-from natengine.flow.records import Allow, FlowInfo, FlowKey, FlowSpec, Path, flow_key
+from natengine.flow.records import Allow, FlowInfo, FlowKey, FlowSpec, Path, flow_key, without_call
 from natengine.flow.table_config import TableConfig
 from natengine.flow.tcp_state import REFUSED, SEGMENTS, STATES, TcpState
-from natengine.flow.tcp_window import Judgement, has_unacknowledged, judge, note, unhear
-from natengine.flow.timeouts import DNS_PORT
+from natengine.flow.tcp_window import Judgement, judge, note, unhear
 from natengine.vocab import Hook, Proto
 from natengine.wire.complete import complete_checksum
 from natengine.wire.ipv4 import (
@@ -144,7 +143,7 @@ class FastPath:
             return Path.BAD_HEADER
         if ip.proto == Proto.ICMP and transport.icmp_type not in ICMP_COUNTERPART:
             return Path.SPECIAL
-        flow = self._by_key.get(
+        flow = self._flow_of(
             flow_key(
                 hook, ip.proto, ip.src, transport.src_port_or_icmp_id, ip.dst, transport.dst_port_or_icmp_id,
                 transport.icmp_type,
@@ -227,7 +226,7 @@ class FastPath:
             flow.assured = flow.assured or flow.tcp_state == TcpState.ESTABLISHED
         elif flow.spec.proto != Proto.ICMP:
             flow.assured = flow.assured or (flow.seen_reply and not is_reply)
-        flow.deadline_ns = self._next_deadline(flow, is_reply, now_ns)
+        flow.deadline_ns = flow.next_deadline(self._config, is_reply, now_ns)
         if flow.deadline_ns // TICK_NS + 1 < self._filed_tick(flow):    # a shorter timeout than before
             self._wheel[flow.filed_slot].pop(flow.flow_id)
             self._file(flow)
@@ -236,25 +235,6 @@ class FastPath:
     def _write(self, flow: Entry) -> None:
         if self._image is not None:
             self._image.update(flow.info(), flow.generation)
-
-    def _next_deadline(self, flow: Entry, is_reply: bool, now_ns: int) -> int:
-        """Return when a flow ends to which this is the last packet."""
-        config, spec = self._config, flow.spec
-        if spec.proto == Proto.TCP:
-            timeout = config.tcp_timeouts_ns[flow.tcp_state]
-            if timeout > config.tcp_unacknowledged_ns and has_unacknowledged(flow.sides):
-                timeout = config.tcp_unacknowledged_ns
-            return now_ns + timeout
-        timeout = config.timeouts_ns[spec.proto]
-        arrives = is_reply == spec.from_inside
-        if spec.proto != Proto.UDP or not arrives:
-            return now_ns + timeout
-        if spec.peer_port == DNS_PORT:
-            timeout = min(timeout, config.dns_timeout_ns)
-        begins = flow.original_packets + flow.reply_packets == 1
-        if config.udp_inbound_refresh or begins:
-            return now_ns + timeout
-        return min(now_ns + timeout, flow.deadline_ns)
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
 
@@ -300,9 +280,18 @@ class FastPath:
         return flow.info()
 
     def find(self, key: FlowKey) -> int:
-        """Return the id of the flow that has this tuple, or NOT_FOUND."""
-        flow = self._by_key.get(FlowKey._make(fit_all(key, _KEY_FIELDS)))
+        """Return the id of the flow that has this tuple, or NOT_FOUND.
+
+        A PPTP packet whose call is not known belongs to the flow of all GRE of its two hosts.
+        """
+        flow = self._flow_of(FlowKey._make(fit_all(key, _KEY_FIELDS)))
         return NOT_FOUND if flow is None else flow.flow_id
+
+    def _flow_of(self, key: FlowKey) -> Entry | None:
+        flow = self._by_key.get(key)
+        if flow is None and (plain := without_call(key)) is not None:
+            flow = self._by_key.get(plain)
+        return flow
 
     def info(self, flow_id: int) -> FlowInfo | None:
         """Return a copy of a flow, or None."""
@@ -351,6 +340,16 @@ class FastPath:
         flow.allow = allow
         flow.spec = flow.spec._replace(uplink_ifindex=uplink_ifindex)
         flow.generation = self._generation
+        self._write(flow)
+
+    def doubt(self, flow_id: int) -> None:
+        """Make one flow STALE until it is approved again, so that Python sees its next packet.
+
+        Raises:
+            KeyError: No such flow.
+        """
+        flow = self._flows[fit(flow_id, INT64)]
+        flow.generation = self._generation - 1
         self._write(flow)
 
     def clamp(self, mss_limits: dict[int, int]) -> None:

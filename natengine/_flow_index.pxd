@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc
 from posix.mman cimport MADV_HUGEPAGE, madvise
 
 from natengine._flow_record cimport CACHE_LINE, NOBODY, Flow, has_tuple, key_of
-from natengine._wire cimport Key
+from natengine._wire cimport IS_GRE, PPP_IN_GRE, Key
 
 
 cdef extern from *:
@@ -125,6 +125,18 @@ cdef inline uint32_t lookup(const Index *index, const Flow *flows, const Key *ke
                 return flow_id
         at = (at + 1) & index.mask
     return NOBODY
+
+
+cdef inline uint32_t flow_of(const Index *index, const Flow *flows, Key *key, uint32_t tag) noexcept nogil:
+    """Return the id of the flow that a packet with this tuple belongs to, or NOBODY.
+
+    A PPTP packet whose call is not known has the tuple of all GRE of its two hosts; then `key` is that.
+    """
+    cdef uint32_t flow_id = lookup(index, flows, key, tag)
+    if flow_id == NOBODY and key.proto == IS_GRE and key.src_port == PPP_IN_GRE:
+        key.src_port = key.dst_port = 0
+        flow_id = flow_with(index, flows, key)
+    return flow_id
 
 
 cdef inline uint32_t flow_with(const Index *index, const Flow *flows, const Key *key) noexcept nogil:

@@ -8,7 +8,7 @@ from libc.stdint cimport UINT8_MAX, UINT16_MAX, UINT32_MAX, int64_t, uint8_t, ui
 from libc.string cimport memcpy, memset
 
 from natengine._tcp_window cimport NO_SCALE, Side
-from natengine._wire cimport Key
+from natengine._wire cimport IS_GRE, PPP_IN_GRE, Key
 
 
 cdef enum:
@@ -89,16 +89,23 @@ cdef inline bint is_sound(const Flow *flow) noexcept nogil:
 
 # ── tuples ───────────────────────────────────────────────────────────────────────────────────────
 
+cdef inline uint16_t sender_port(const Flow *flow, uint16_t port) noexcept nogil:
+    """Of GRE that is told apart by call ids (`FlowSpec.is_call`) a packet names the receiver's only."""
+    if flow.proto == IS_GRE and flow.inside_port | flow.outside_port | flow.peer_port:
+        return PPP_IN_GRE
+    return port
+
+
 cdef inline bint has_tuple(const Flow *flow, const Key *key) noexcept nogil:
     if flow.proto != key.proto:
         return False
     if key.leaving:
         return (
-            flow.inside_ip == key.src and flow.inside_port == key.src_port
+            flow.inside_ip == key.src and sender_port(flow, flow.inside_port) == key.src_port
             and flow.peer_ip == key.dst and flow.peer_port == key.dst_port
         )
     return (
-        flow.peer_ip == key.src and flow.peer_port == key.src_port
+        flow.peer_ip == key.src and sender_port(flow, flow.peer_port) == key.src_port
         and flow.outside_ip == key.dst and flow.outside_port == key.dst_port
     )
 
@@ -107,7 +114,7 @@ cdef inline Key key_of(const Flow *flow, bint leaving) noexcept nogil:
     """`FlowSpec.leaving` or `FlowSpec.arriving`."""
     cdef Key key
     key.src = flow.inside_ip if leaving else flow.peer_ip
-    key.src_port = flow.inside_port if leaving else flow.peer_port
+    key.src_port = sender_port(flow, flow.inside_port if leaving else flow.peer_port)
     key.dst = flow.peer_ip if leaving else flow.outside_ip
     key.dst_port = flow.peer_port if leaving else flow.outside_port
     key.proto = flow.proto

@@ -35,6 +35,11 @@ cdef enum:
     PATH_REFUSED_WINDOW = 10
     PATH_REFUSED_RATE = 11
 
+    PPP_IN_GRE = 0x880B             # `wire.ipv4`
+    CALL_ID = 6
+    CALL_FLAGS = 0x2001
+    CALL_MASK = 0xA007
+
     ECHO_REPLY = 0
     NO_QUERY = -1
 
@@ -264,6 +269,8 @@ cdef inline int parse_untrusted(const uint8_t *data, size_t length, int hook, He
         path = parse_query(data + out.transport_at, out.total_len - out.transport_at, out)
     else:
         out.key.src_port = out.key.dst_port = 0
+        if proto == IS_GRE:
+            parse_call(data + out.transport_at, out.total_len - out.transport_at, out)
     if path == 0 and hook != HOOK_POSTROUTING and hook != HOOK_PREROUTING:
         return PATH_MISS                # no flow has a tuple of another hook
     return path
@@ -289,6 +296,13 @@ cdef inline int parse_ports(const uint8_t *transport, uint32_t room, Headers *ou
     out.key.src_port = load16(transport)
     out.key.dst_port = load16(transport + 2)
     return 0
+
+
+cdef inline void parse_call(const uint8_t *transport, uint32_t room, Headers *out) noexcept nogil:
+    """`wire.ipv4.read_call`."""
+    if room >= 8 and load16(transport) & CALL_MASK == CALL_FLAGS and load16(transport + 2) == PPP_IN_GRE:
+        out.key.src_port = PPP_IN_GRE
+        out.key.dst_port = load16(transport + CALL_ID)
 
 
 cdef inline int counterpart(uint8_t icmp_type) noexcept nogil:
@@ -329,7 +343,10 @@ cdef inline void rewrite(uint8_t *data, const Headers *headers, uint32_t new_ip,
         rewrite_query(transport, headers.total_len - headers.transport_at, new_port)
         return
     if proto != IS_TCP and proto != IS_UDP and proto != IS_DCCP and proto != IS_UDPLITE:
-        return                          # nothing there that could follow a change
+        # the call id of a known call; or there is nothing that could follow a change
+        if proto == IS_GRE and headers.key.src_port == PPP_IN_GRE and not leaving and new_port:
+            store16(transport + CALL_ID, new_port)
+        return
     cdef uint8_t *port = transport + (0 if leaving else 2)
     change += difference16(load16(port), new_port)
     store16(port, new_port)

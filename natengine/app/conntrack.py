@@ -126,7 +126,7 @@ def _format_tuple(flow: FlowInfo, way: _Tuple) -> str:
     if spec.proto in WITH_PORTS:
         return f"{addresses} sport={way.src_port} dport={way.dst_port}"
     if spec.proto == Proto.GRE:
-        return f"{addresses} srckey=0x0 dstkey=0x0"         # call ids are not looked at
+        return f"{addresses} srckey={way.src_port:#x} dstkey={way.dst_port:#x}"     # call ids, of PPTP
     if spec.proto != Proto.ICMP:
         return addresses
     leaves = way.src == spec.inside_ip

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from natengine.flow.records import FlowInfo, FlowSpec
+from natengine.flow.table_config import TableConfig
 from natengine.flow.tcp_state import TcpState
-from natengine.flow.tcp_window import UNHEARD_SIDES
+from natengine.flow.tcp_window import UNHEARD_SIDES, has_unacknowledged
+from natengine.flow.timeouts import DNS_PORT
+from natengine.vocab import Proto
 
 
 class Entry:
@@ -46,3 +49,22 @@ class Entry:
             self.deadline_ns, self.sides,
             self.original_packets, self.original_bytes, self.reply_packets, self.reply_bytes,
         )
+
+    def next_deadline(self, config: TableConfig, is_reply: bool, now_ns: int) -> int:
+        """Return when the flow ends if the packet that has just been counted is its last one."""
+        spec = self.spec
+        if spec.proto == Proto.TCP:
+            timeout = config.tcp_timeouts_ns[self.tcp_state]
+            if timeout > config.tcp_unacknowledged_ns and has_unacknowledged(self.sides):
+                timeout = config.tcp_unacknowledged_ns
+            return now_ns + timeout
+        timeout = config.timeouts_ns[spec.proto]
+        arrives = is_reply == spec.from_inside
+        if spec.proto != Proto.UDP or not arrives:
+            return now_ns + timeout
+        if spec.peer_port == DNS_PORT:
+            timeout = min(timeout, config.dns_timeout_ns)
+        begins = self.original_packets + self.reply_packets == 1
+        if config.udp_inbound_refresh or begins:
+            return now_ns + timeout
+        return min(now_ns + timeout, self.deadline_ns)

@@ -210,6 +210,16 @@ class MappingTable:
             return None
         return Owner(mapping.inside, mapping.ifindex)
 
+    def inside_of(self, outside: Endpoint) -> Endpoint | None:
+        """Return the inside endpoint that a mapping was made for, whoever made it; None: there is none."""
+        mapping = self._by_outside.get(outside)
+        return None if mapping is None else mapping.inside
+
+    def outside_port_of(self, inside: Endpoint, outside_ip: int) -> int | None:
+        """Return the outside port that an inside endpoint has on an address, or None; nothing is held."""
+        mapping = self._by_inside.get((inside, outside_ip))
+        return None if mapping is None else mapping.outside.port_or_icmp_id
+
     def join(self, outside: Endpoint) -> None:
         """Hold a mapping that exists for one more flow of its owner; wants a `release`."""
         self._by_outside[outside].flows += 1

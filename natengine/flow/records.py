@@ -12,6 +12,9 @@ inside global, outside).  It follows what is to be done with a packet:
 
 MASQUERADE, SNAT, DNAT, REDIRECT and the head's own connections (inside = outside) are all of this
 shape; they differ in who chose which endpoint, and in who sent the first packet (`from_inside`).
+
+A PPTP call is this shape, too, with call ids for ports.  But its packets carry one of them, the receiver's; in the
+tuples PPP_IN_GRE stands for the other one.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from typing import NamedTuple
 
 from natengine.flow.tcp_window import Sides
 from natengine.vocab import Hook, Proto
-from natengine.wire.ipv4 import ICMP_COUNTERPART
+from natengine.wire.ipv4 import ICMP_COUNTERPART, PPP_IN_GRE
 
 
 class Path(enum.IntEnum):
@@ -77,18 +80,21 @@ class FlowSpec(NamedTuple):
     allow: int              # bits of Allow
 
     @property
+    def is_call(self) -> bool:
+        """Whether this is GRE that is told apart by call ids (RFC 2637): of all other GRE the ports are 0."""
+        return self.proto == Proto.GRE and (self.inside_port | self.outside_port | self.peer_port) != 0
+
+    @property
     def leaving(self) -> FlowKey:
         """The tuple of packets that leave over the uplink."""
-        return FlowKey(
-            Hook.POSTROUTING, self.proto, self.inside_ip, self.inside_port, self.peer_ip, self.peer_port
-        )
+        port = PPP_IN_GRE if self.is_call else self.inside_port
+        return FlowKey(Hook.POSTROUTING, self.proto, self.inside_ip, port, self.peer_ip, self.peer_port)
 
     @property
     def arriving(self) -> FlowKey:
         """The tuple of packets that arrive from the uplink."""
-        return FlowKey(
-            Hook.PREROUTING, self.proto, self.peer_ip, self.peer_port, self.outside_ip, self.outside_port
-        )
+        port = PPP_IN_GRE if self.is_call else self.peer_port
+        return FlowKey(Hook.PREROUTING, self.proto, self.peer_ip, port, self.outside_ip, self.outside_port)
 
 
 class FlowInfo(NamedTuple):
@@ -111,6 +117,13 @@ class FlowInfo(NamedTuple):
         if (hook == Hook.POSTROUTING) != self.spec.from_inside:
             return Allow.REPLY
         return Allow.ORIGINAL if self.seen_reply else Allow.NEW
+
+
+def without_call(key: FlowKey) -> FlowKey | None:
+    """Return the tuple that a PPTP packet has where its call is not known: that of all GRE of two hosts; else None."""
+    if key.proto != Proto.GRE or key.src_port_or_icmp_id != PPP_IN_GRE:
+        return None
+    return key._replace(src_port_or_icmp_id=0, dst_port_or_icmp_id=0)
 
 
 def icmp_query_port(hook: int, icmp_type: int) -> int:

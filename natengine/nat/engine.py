@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from natengine.errors import BadPacket, Truncated
 from natengine.fastpath import FULL, NOT_FOUND, FastPath
-from natengine.flow.records import Allow, FlowInfo, Path
+from natengine.flow.records import Allow, FlowInfo, FlowSpec, Path
 from natengine.nat.arriving import LocalPorts
 from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.fragments import HeldFragment
@@ -24,8 +24,10 @@ from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.mss import mss_limits
 from natengine.nat.notices import Notices
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
+from natengine.nat.outcomes import NO_ROOM, REWRITTEN, SETTLED
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
+from natengine.nat.pptp import Calls
 from natengine.nat.protocols import peer_taken
 from natengine.nat.rates import Turns
 from natengine.nat.said import LogBook, carry_out
@@ -37,20 +39,7 @@ from natengine.rules.facts import RuleMemory
 from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
-
-# what the fast path says that needs nobody else
-_SETTLED: dict[int, Reason] = {
-    Path.TRANSLATED: Reason.TRANSLATED,
-    Path.UNCHANGED: Reason.UNCHANGED,
-    Path.REFUSED_STATE: Reason.TCP_STATE,
-    Path.REFUSED_WINDOW: Reason.TCP_WINDOW,
-    Path.REFUSED_FORWARD: Reason.FORWARD_DROP,
-    Path.BAD_HEADER: Reason.BAD_HEADER,
-    Path.TRUNCATED: Reason.TRUNCATED,
-    Path.REFUSED_RATE: Reason.RATE_LIMIT,
-}
-_REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
-_NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT, Reason.PEER_TAKEN})
+from natengine.wire.pptp import PPTP_PORT
 
 
 class EngineStats(NamedTuple):
@@ -83,6 +72,7 @@ class NatEngine:
         self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self.compile(self.ruleset), settings, rng)
         self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
+        self._calls = Calls(fast, self._slow, install=self._install, remove=self._remove)
         self._turns = Turns(settings.new_flows_when_busy)
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────
@@ -104,7 +94,7 @@ class NatEngine:
 
     def settle(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int, *, busy: bool = False) -> Decision:
         """Decide about a packet that has been through the fast path, with this `Path`; else as `process`."""
-        reason = _SETTLED.get(path)
+        reason = SETTLED.get(path)
         if reason is None:
             if busy and path != Path.STALE and not self._turns.take(packet, meta, now_ns):
                 return self._decision(Reason.RATE_LIMIT, packet)
@@ -124,13 +114,13 @@ class NatEngine:
     def _decision(self, reason: Reason, packet: bytearray, ticket: int = 0) -> Decision:
         """Count a packet; return what is to be done with it."""
         self._by_reason[reason] += 1
-        return Decision(VERDICTS[reason], reason, packet if reason in _REWRITTEN else None, ticket)
+        return Decision(VERDICTS[reason], reason, packet if reason in REWRITTEN else None, ticket)
 
     def note_settled(self, by_path: list[int]) -> None:
         """Count packets that an adapter has settled through the fast path by itself, by `Path`."""
         for path, packets in enumerate(by_path):
             if packets:
-                self._by_reason[_SETTLED[path]] += packets
+                self._by_reason[SETTLED[path]] += packets
 
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason | HeldFragment:
         """Deal with what the fast path could not, and do what the rules say beside yes and no."""
@@ -166,7 +156,7 @@ class NatEngine:
         path = self._translate(packet, new, now_ns)
         if path == Path.SPECIAL and new.ip.proto == Proto.ICMP:
             return self._icmp_unrelated(new)    # nobody sends errors in pieces; the checksum cannot be checked
-        return _SETTLED.get(path) or self._by_path(path, packet, new, now_ns)
+        return SETTLED.get(path) or self._by_path(path, packet, new, now_ns)
 
     def _translate(self, packet: bytearray, new: NewPacket, now_ns: int) -> int:
         if new.ip.more_fragments:
@@ -178,11 +168,14 @@ class NatEngine:
         flow_id = self._create(packet, new, now_ns)
         if isinstance(flow_id, Reason):
             return flow_id
-        reason = _SETTLED[self._translate(packet, new, now_ns)]
+        reason = SETTLED[self._translate(packet, new, now_ns)]
         if VERDICTS[reason] is Verdict.DROP:
             self._remove(flow_id, now_ns)
-        elif self._slow.policy.judges_packets:          # that the first one has passed does not help the next one
-            self._slow.judge_next(flow_id)
+        else:
+            if self._slow.policy.judges_packets:        # that the first one has passed does not help the next one
+                self._slow.judge_next(flow_id)
+            if new.transport.dst_port_or_icmp_id == PPTP_PORT:
+                reason = self._calls.follow(self._fast.info(flow_id), packet, new, reason, now_ns)
         return Reason.NEW_FLOW if reason is Reason.TRANSLATED else reason
 
     def _tell_sender(self, packet: bytearray, new: NewPacket, now_ns: int) -> None:
@@ -195,7 +188,7 @@ class NatEngine:
         """Do what goes with some reasons for not beginning a flow; return the reason."""
         if reason is Reason.PEER_TAKEN:
             self._notices.say(reason, peer_taken(new), now_ns)
-        if reason in _NO_ROOM:
+        if reason in NO_ROOM:
             self._tell_sender(packet, new, now_ns)
         elif reason is Reason.SYN_HELD:
             self._slow.arriving.held.hold(packet, new.key, now_ns)
@@ -206,14 +199,19 @@ class NatEngine:
         answer = self._slow.decide(new, now_ns)
         if isinstance(answer, Reason):
             return self._refuse(answer, packet, new, now_ns)
-        flow_id = self._fast.install(answer, now_ns)
-        if flow_id == FULL and self._evict(now_ns):
-            flow_id = self._fast.install(answer, now_ns)
+        flow_id = self._install(answer, now_ns)
         if flow_id >= 0:
             return flow_id
         self._slow.release(answer, now_ns)
         reason = Reason.TABLE_FULL if flow_id == FULL else Reason.OUT_OF_PORTS
         return self._refuse(reason, packet, new, now_ns)
+
+    def _install(self, spec: FlowSpec, now_ns: int) -> int:
+        """Put a flow into the table, as `FastPath.install`; a full one may make room."""
+        flow_id = self._fast.install(spec, now_ns)
+        if flow_id == FULL and self._evict(now_ns):
+            flow_id = self._fast.install(spec, now_ns)
+        return flow_id
 
     def _ask_again(self, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """The rules have changed since FORWARD last allowed this flow, or its route has; or they judge each packet."""
@@ -228,12 +226,12 @@ class NatEngine:
         allow = policy.allow_later(spec)
         passes = allow & Allow.ASK and not allow & kind and policy.forwards_packet(spec, kind, new)
         self._fast.approve(flow.flow_id, allow | kind if passes else allow, spec.uplink_ifindex)
-        reason = _SETTLED.get(self._translate(packet, new, now_ns), Reason.FORWARD_DROP)    # STALE: judged and refused
+        reason = SETTLED.get(self._translate(packet, new, now_ns), Reason.FORWARD_DROP)    # STALE: judged and refused
         if passes:
             self._fast.approve(flow.flow_id, allow, spec.uplink_ifindex)
         if reason is Reason.FORWARD_DROP and not allow & Allow.ASK:
             policy.refuse_later(spec, new.ip.total_len, leaving=meta.hook == Hook.POSTROUTING)
-        return reason
+        return self._calls.follow(flow._replace(spec=spec), packet, new, reason, now_ns)
 
     def _find_flow(self, new: NewPacket, now_ns: int) -> FlowInfo | None:
         """Return the flow that a packet belongs to; one that has lost its uplink ends instead."""
@@ -263,7 +261,7 @@ class NatEngine:
                 return self._icmp_unrelated(new)
             if quoted.damaged:
                 return Reason.BAD_CHECKSUM
-            flow = find_flow(self._fast, quoted, new.meta.hook)
+            flow = find_flow(self._fast, self._slow.quoted_calls, quoted, new.meta.hook)
             if flow is not None:
                 return self._icmp_error(packet, new, quoted, flow)
             if new.from_head and new.meta.hook == Hook.POSTROUTING:
@@ -302,6 +300,7 @@ class NatEngine:
         for info in ended:
             self._slow.release(info.spec, now_ns)
         self._fragments.expire(now_ns)
+        self._calls.expire(now_ns)
         self._slow.arriving.held.expire(now_ns, self.outbox)
         return len(ended) + self._end_flows_without_address(now_ns)
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from natengine.errors import BadPacket
 from natengine.fastpath import FastPath
-from natengine.flow.records import FlowInfo, flow_key
+from natengine.flow.records import FlowInfo, FlowKey, FlowSpec, flow_key
 from natengine.vocab import Hook, Proto
 from natengine.wire.checksum import checksum, update
 from natengine.wire.ipv4 import (
     ICMP_COUNTERPART,
     MIN_TRANSPORT,
+    PPP_IN_GRE,
     WITH_PORTS,
     Ipv4Fields,
     Transport,
     parse_header_untrusted,
+    read_call,
 )
 from natengine.wire.rewrite import get16, put16, rewrite_destination, rewrite_source
 
@@ -58,25 +60,57 @@ class QuotedPacket:
                 raise BadPacket("the quoted packet is not a query")
         elif self.ip.proto in WITH_PORTS:
             self.transport = Transport(get16(self.bytes, at), get16(self.bytes, at + 2), 0, 0, 0)
+        elif self.ip.proto == Proto.GRE and not self.ip.fragment_offset:
+            self.transport = read_call(self.bytes, at, len(self.bytes) - at)
         else:
             self.transport = Transport(0, 0, 0, 0, 0)
 
 
-def find_flow(fast: FastPath, quoted: QuotedPacket, hook: int) -> FlowInfo | None:
+class QuotedCalls:
+    """Finds PPTP's calls by a quoted packet, which has the call id of the wrong side for the flow table."""
+
+    def __init__(self) -> None:
+        self._calls: dict[FlowKey, FlowKey] = {}
+
+    def begin(self, spec: FlowSpec) -> None:
+        """Remember a call by the packets of either direction."""
+        for key in _quoted_keys(spec):
+            self._calls[key] = spec.arriving
+
+    def end(self, spec: FlowSpec) -> None:
+        """Forget it again."""
+        for key in _quoted_keys(spec):
+            if self._calls.get(key) == spec.arriving:
+                del self._calls[key]
+
+    def tuple_of(self, key: FlowKey) -> FlowKey:
+        """Return the tuple under which the table knows the flow of a quoted packet."""
+        return self._calls.get(key, key)
+
+
+def _quoted_keys(spec: FlowSpec) -> tuple[FlowKey, FlowKey]:
+    """Return the tuples of answers to a call's two kinds of packet, as `find_flow` makes them."""
+    return (
+        FlowKey(Hook.PREROUTING, spec.proto, spec.peer_ip, spec.peer_port, spec.outside_ip, PPP_IN_GRE),
+        FlowKey(Hook.POSTROUTING, spec.proto, spec.inside_ip, spec.inside_port, spec.peer_ip, PPP_IN_GRE),
+    )
+
+
+def find_flow(fast: FastPath, calls: QuotedCalls, quoted: QuotedPacket, hook: int) -> FlowInfo | None:
     """Return the flow that the quoted packet belonged to, which went the other way."""
     inner, transport = quoted.ip, quoted.transport
     icmp_type = transport.icmp_type
     if inner.proto == Proto.ICMP:
         # seen from the other direction: an answer to the quoted packet, were there one
         icmp_type = ICMP_COUNTERPART[icmp_type]
-    return fast.info(
-        fast.find(
-            flow_key(
-                hook, inner.proto, inner.dst, transport.dst_port_or_icmp_id,
-                inner.src, transport.src_port_or_icmp_id, icmp_type,
-            )
-        )
+    key = flow_key(
+        hook, inner.proto, inner.dst, transport.dst_port_or_icmp_id, inner.src, transport.src_port_or_icmp_id, icmp_type
     )
+    if inner.proto == Proto.GRE:
+        key = calls.tuple_of(key)
+        if key.dst_port_or_icmp_id == PPP_IN_GRE:       # of no call that is known
+            key = key._replace(src_port_or_icmp_id=0, dst_port_or_icmp_id=0)
+    return fast.info(fast.find(key))
 
 
 def translate_error(

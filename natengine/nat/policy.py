@@ -223,15 +223,17 @@ class Policy:
         if 0 in (spec.inside_ifindex, spec.uplink_ifindex):
             return ALLOW_ALL
         allow = self._ask_forward(spec)
-        if self._forward_by_interface:
+        if self._forward_by_interface and not spec.is_call:
             self._known_ways[spec.inside_ifindex, spec.uplink_ifindex, spec.from_inside] = Allow.NEW.value | allow
         return allow
 
     def _ask_forward(self, spec: FlowSpec) -> int:
         """Walk FORWARD for each of the three kinds of packet of a flow."""
         allow = 0
+        # a PPTP call begins by its control connection, so it is RELATED, as with the kernel's helper
+        begins = CtState.RELATED if spec.is_call else CtState.NEW
         for bit, state in (
-            (Allow.NEW, CtState.NEW), (Allow.ORIGINAL, CtState.ESTABLISHED), (Allow.REPLY, CtState.ESTABLISHED),
+            (Allow.NEW, begins), (Allow.ORIGINAL, CtState.ESTABLISHED), (Allow.REPLY, CtState.ESTABLISHED),
         ):
             leaving = spec.from_inside == (bit is not Allow.REPLY)
             outcome = self._forward_uncounted(self._facts_of_flow(spec, state, leaving=leaving))
@@ -329,10 +331,11 @@ def _flow_facts(spec: FlowSpec, state: CtState, *, original: bool) -> FlowFacts:
     peer = (spec.peer_ip, spec.peer_port)
     opener, aim, answerer, back = (inside, peer, peer, outside) if spec.from_inside else (peer, outside, inside, peer)
     translated = NOT_TRANSLATED if inside == outside else Translated.SNAT if spec.from_inside else Translated.DNAT
+    begins = state is not CtState.ESTABLISHED
     # who has been answered is taken for assured, as TCP is in the kernel
     return FlowFacts(
         opener[0], aim[0], answerer[0], back[0], opener[1], aim[1], answerer[1], back[1],
-        CtStatus(0) if state is CtState.NEW else CtStatus.SEEN_REPLY | CtStatus.ASSURED | CtStatus.CONFIRMED,
+        CtStatus(0) if begins else CtStatus.SEEN_REPLY | CtStatus.ASSURED | CtStatus.CONFIRMED,
         CtDirection.ORIGINAL if original else CtDirection.REPLY, translated,
     )
 

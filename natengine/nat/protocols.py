@@ -1,7 +1,8 @@
 """What NAT can do with each protocol.
 
     an outside port, or identifier, stands for the inside one .... TCP, UDP, UDP-Lite, DCCP; ICMP queries
-    only the address is translated ............................... SCTP, GRE, ESP, IPIP, all others
+    an outside call id stands for the inside one ................. PPTP's GRE, where the control connection was seen
+    only the address is translated ............................... SCTP, other GRE, ESP, IPIP, all others
     nothing ...................................................... AH
 
 Where only the address is translated, what comes back can be told by the peer alone (and SCTP's two ports, which stay):
@@ -10,7 +11,7 @@ one inside host for each peer, as one outside address has no more to offer.  The
 
 SCTP's ports could be changed, but each packet's CRC-32c would have to be computed anew, and what was damaged would
 look sound (RFC 9260 6.8).  GRE's call id, in PPTP's version of it (RFC 2637), is another one each way; which two belong
-together is said only in PPTP's control connection, which nobody reads here.
+together is said only in PPTP's control connection: `nat/pptp.py`.
 """
 
 from __future__ import annotations

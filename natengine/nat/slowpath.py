@@ -21,6 +21,7 @@ from natengine.flow.records import Allow, FlowKey, FlowSpec, icmp_query_port
 from natengine.nat.arriving import Arriving
 from natengine.nat.destination import DestinationRules
 from natengine.nat.hairpin import find_aimed
+from natengine.nat.icmp_errors import QuotedCalls
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import ASK_FORWARD, Policy, is_drop
 from natengine.nat.protocols import MAPPED, UNTRANSLATABLE, WITH_FILTERING
@@ -29,7 +30,7 @@ from natengine.rules.evaluate import POLICY_HANDLE, PacketFacts
 from natengine.rules.targets import Accept
 from natengine.settings import Settings
 from natengine.vocab import CtState, Hook, Proto, Reason, Rng
-from natengine.wire.ipv4 import ICMP_REPLY_TO
+from natengine.wire.ipv4 import ICMP_REPLY_TO, Transport
 from natengine.wire.tcp import ACK, FIN, RST, SYN
 
 ALLOW_NEW = Allow.NEW.value
@@ -48,6 +49,7 @@ class SlowPath:
         self._destinations = DestinationRules(fast, self.mappings, rng)
         self._max_flows = settings.max_flows_per_host
         self._loose = settings.tcp_loose
+        self.quoted_calls = QuotedCalls()
         self._flows_of: dict[int, int] = {}             # that inside hosts have begun, by their address
 
     def decide(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
@@ -55,6 +57,8 @@ class SlowPath:
 
         A spec holds a mapping: install it, or `release` it.
         """
+        if packet.ip.proto == Proto.GRE:        # PPTP without a known call begins a flow as all other GRE
+            packet = packet._replace(transport=Transport(0, 0, 0, 0, 0))
         arrives = packet.meta.hook == Hook.PREROUTING
         spec = self._arriving(packet, now_ns) if arrives else self._leaving(packet, now_ns)
         if isinstance(spec, FlowSpec):
@@ -62,6 +66,8 @@ class SlowPath:
         return spec
 
     def _count(self, spec: FlowSpec) -> None:
+        if spec.is_call:
+            self.quoted_calls.begin(spec)
         if self.arriving.counts_peers:
             self.arriving.flow_begins(spec)
         if spec.from_inside and spec.inside_ifindex:
@@ -88,6 +94,8 @@ class SlowPath:
 
     def release(self, spec: FlowSpec, now_ns: int) -> None:
         """Let go of what a flow holds that has ended or was never installed."""
+        if spec.is_call:
+            self.quoted_calls.end(spec)
         if self.arriving.counts_peers:
             self.arriving.flow_ends(spec)
         if spec.from_inside and spec.inside_ifindex:

@@ -4,7 +4,7 @@ Every reader takes bytes from the network, whatever they say, and either returns
 within the captured bytes or raises `BadPacket` (`Truncated` where the capture is too short);
 nothing else.  Offsets count from the start of the IP header.
 
-Source: RFC 791 (IP), RFC 9293 (TCP), RFC 768 (UDP), RFC 792 (ICMP).
+Source: RFC 791 (IP), RFC 9293 (TCP), RFC 768 (UDP), RFC 792 (ICMP), RFC 2637 4.1 (the GRE of PPTP).
 """
 
 from __future__ import annotations
@@ -40,7 +40,12 @@ ICMP_REPLY_TO = {
 }
 ICMP_COUNTERPART = ICMP_REPLY_TO | {reply: request for request, reply in ICMP_REPLY_TO.items()}
 
+PPP_IN_GRE = 0x880B                 # GRE's protocol type; in PPTP's version of GRE a call id stands for a port
+CALL_ID = 6                         # where it is in the GRE header
+_CALL_FLAGS, _CALL_MASK = 0x2001, 0xA007        # no checksum, a key, version 1
+
 _HEADER = struct.Struct("!BBHHHBBHII")
+_ENHANCED_GRE = struct.Struct("!HHHH")
 _PORTS = struct.Struct("!HH")
 _ECHO = struct.Struct("!BBHH")
 
@@ -66,7 +71,11 @@ class Ipv4Fields(NamedTuple):
 
 
 class Transport(NamedTuple):
-    """The ports of a protocol that has some, or type, code and identifier of ICMP; else zeros."""
+    """The ports of a protocol that has some, or type, code and identifier of ICMP; else zeros.
+
+    PPTP's GRE has as its destination port the call id that it carries, which is the receiver's; as its source port
+    PPP_IN_GRE, for the sender's is not in it.
+    """
 
     src_port_or_icmp_id: int
     dst_port_or_icmp_id: int
@@ -131,6 +140,15 @@ def parse_transport_untrusted(packet: Buffer, ip: Ipv4Fields) -> Transport:
     if ip.proto == Proto.ICMP:
         icmp_type, code, _sum, ident = _ECHO.unpack_from(packet, start)
         return Transport(ident, ident, 0, icmp_type, code)
+    return read_call(packet, start, length) if ip.proto == Proto.GRE else Transport(0, 0, 0, 0, 0)
+
+
+def read_call(packet: Buffer, start: int, length: int) -> Transport:
+    """Read a GRE header of `length` bytes, more or less; all is 0 unless it is PPTP's."""
+    if length >= _ENHANCED_GRE.size:
+        flags, protocol, _payload, call_id = _ENHANCED_GRE.unpack_from(packet, start)
+        if flags & _CALL_MASK == _CALL_FLAGS and protocol == PPP_IN_GRE:
+            return Transport(PPP_IN_GRE, call_id, 0, 0, 0)
     return Transport(0, 0, 0, 0, 0)
 
 

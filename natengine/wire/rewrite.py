@@ -9,12 +9,14 @@ from __future__ import annotations
 from natengine.vocab import Proto
 from natengine.wire.checksum import difference16, difference32, update
 from natengine.wire.ipv4 import (
+    CALL_ID,
     IP_CHECKSUM,
     IP_DST,
     IP_IDENTIFICATION,
     IP_SRC,
     TRANSPORT_CHECKSUM,
     Ipv4Fields,
+    read_call,
 )
 
 ICMP_IDENTIFIER = 4                 # offset in the ICMP header
@@ -68,6 +70,8 @@ def _rewrite(
     new_header_sum = update(header_sum, address_change)
     put16(packet, IP_CHECKSUM, new_header_sum)
     change = address_change + difference16(header_sum, new_header_sum)
+    if ip.proto == Proto.GRE and port_at and new_port:
+        return change + _rewrite_call_id(packet, start, new_port)
     if new_port is None or ip.proto not in TRANSPORT_CHECKSUM:      # nothing there that could follow a change
         return change
     if ip.proto == Proto.ICMP:
@@ -92,6 +96,15 @@ def _rewrite(
         new_sum = 0xFFFF                           # 0 means "none" in UDP, nothing in UDP-Lite (RFC 3828)
     put16(packet, sum_at, new_sum)
     return change + difference16(old_sum, new_sum)
+
+
+def _rewrite_call_id(packet: bytearray, start: int, new_id: int) -> int:
+    """Write the call id of PPTP's GRE, which has no checksum, and return the change; other GRE stays."""
+    call = read_call(packet, start, len(packet) - start)
+    if not call.src_port_or_icmp_id:
+        return 0
+    put16(packet, start + CALL_ID, new_id)
+    return difference16(call.dst_port_or_icmp_id, new_id)
 
 
 def _is_zero_echo(packet: bytearray, ip: Ipv4Fields, start: int) -> bool:

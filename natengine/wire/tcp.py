@@ -69,6 +69,18 @@ def clamp_mss(packet: bytearray, ip: Ipv4Fields, limit: int) -> bool:
     return True
 
 
+def replace_word(packet: bytearray, ip: Ipv4Fields, at: int, new: int) -> None:
+    """Write two bytes of a segment's data, at an offset from the start of the IP header, and update the checksum."""
+    old = int.from_bytes(packet[at:at + 2], "big")
+    if new == old:
+        return                      # one's complement has two zeros: without a change the checksum stays
+    packet[at:at + 2] = new.to_bytes(2, "big")
+    change = difference16(_swapped(old), _swapped(new)) if (at - ip.header_len) % 2 else difference16(old, new)
+    sum_at = ip.header_len + TCP_CHECKSUM
+    new_sum = update(int.from_bytes(packet[sum_at:sum_at + 2], "big"), change)
+    packet[sum_at:sum_at + 2] = new_sum.to_bytes(2, "big")
+
+
 def _swapped(word: int) -> int:
     return (word & 0xFF) << 8 | word >> 8
 

@@ -76,6 +76,11 @@ def dccp_payload(src: int, sport: int, dst: int, dport: int, data: bytes = b"") 
     return bytes(segment)
 
 
+def call_payload(call_id: int, data: bytes = b"", sequence: int = 1) -> bytes:
+    """Return PPTP's GRE header (RFC 2637 4.1), with a sequence number, and its data."""
+    return struct.pack("!HHHHI", 0x3001, 0x880B, len(data), call_id, sequence) + data
+
+
 def packet_of(
     spec: FlowSpec, hook: int, *, flags: int = ACK, data: bytes = b"", options: bytes = b"",
     tcp_options: bytes = b"", no_checksum: bool = False, sequence: int = 1, **tcp: int | None,
@@ -102,6 +107,8 @@ def packet_of(
         payload = dccp_payload(src, sport, dst, dport, data)
     elif spec.proto == Proto.SCTP:
         payload = struct.pack("!HHII", sport, dport, 0x5EED, 0xC0FFEE) + data
+    elif spec.is_call:
+        payload = call_payload(dport, data, sequence)
     else:
         payload = data
     return ipv4(spec.proto, src, dst, payload, options=options)

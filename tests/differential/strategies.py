@@ -17,9 +17,11 @@ INSIDE_IPS = (0x0A01000B, 0x0A01000C, 0xFFFFFFFF)
 OUTSIDE_IPS = (0xCB007101, 0x0A01000B, 0)          # the second: a flow that may be left unchanged
 PEER_IPS = (0xCB007102, 0xC0000201)
 PROTOS = (
-    Proto.TCP, Proto.TCP, Proto.UDP, Proto.UDP, Proto.ICMP, Proto.UDPLITE, Proto.DCCP, Proto.SCTP, Proto.GRE, 253,
+    Proto.TCP, Proto.TCP, Proto.UDP, Proto.UDP, Proto.ICMP, Proto.UDPLITE, Proto.DCCP, Proto.SCTP, Proto.GRE, Proto.GRE,
+    253,
 )
 PORTS = (0, 53, 40000, 0xFFFF)
+GRE_PORTS = (*PORTS, 0, 0x880B)                    # a packet whose call is not known is all others' GRE
 
 hooks = st.sampled_from((Hook.PREROUTING, Hook.POSTROUTING))
 any_hooks = st.sampled_from((0, 0, 0, 4, 4, 4, 1, 2, 3, -1, 5))
@@ -43,7 +45,9 @@ timeouts = st.sampled_from((
 def specs(draw: st.DrawFn, any_port: bool = False, protos: tuple[int, ...] = PROTOS) -> FlowSpec:
     """A flow to install, anywhere in the small universe or with any ports."""
     proto = draw(st.sampled_from(protos))
-    port = ports if any_port else st.sampled_from(PORTS)
+    port = ports if any_port else st.sampled_from(GRE_PORTS if proto == Proto.GRE else PORTS)
+    if proto == Proto.GRE and draw(st.booleans()):
+        port = st.just(0)                           # plain GRE
     return FlowSpec(
         proto=proto,
         inside_ip=draw(st.sampled_from(INSIDE_IPS)),
@@ -106,4 +110,8 @@ def damage(draw: st.DrawFn, packet: bytearray) -> bytearray:
 random_bytes = st.binary(max_size=80).map(bytearray) | st.builds(
     lambda ihl, total, proto, rest: bytearray([0x40 | ihl, 0, 0, total, 0, 0, 0, 0, 64, proto]) + rest,
     st.integers(0, 15), st.integers(0, 90), st.sampled_from((1, 6, 17, 33, 50, 132, 136)), st.binary(max_size=80),
+) | st.builds(
+    lambda total, flags, rest: bytearray([0x45, 0, 0, total, 0, 0, 0, 0, 64, 47]) + bytes(10) + flags + rest,
+    st.integers(20, 48), st.sampled_from((b"\x20\1\x88\x0b", b"\x30\x81\x88\x0b", b"\xb0\1\x88\x0b", b"\x20\1\x88")),
+    st.binary(max_size=20),
 )

@@ -125,6 +125,7 @@ WRONG_CALLS = [
     ("install", tuple(SPEC), 0), ("install", SPEC[:5], 0), ("install", None, 0), ("install", (*SPEC, 1), 0),
     *(("remove", flow_id) for flow_id in (*NO_INTEGERS, *BEYOND)),
     *(("info", flow_id) for flow_id in (*NO_INTEGERS, *BEYOND)),
+    *(("doubt", flow_id) for flow_id in (*NO_INTEGERS, *BEYOND)),
     *(("approve", flow_id, 7, 4) for flow_id in (*NO_INTEGERS, *BEYOND)),
     *(("approve", 0, allow, 4) for allow in (*NO_INTEGERS, *BEYOND)),
     *(("approve", 0, 7, uplink) for uplink in (*NO_INTEGERS, *BEYOND)),

@@ -146,6 +146,18 @@ class Twins(RuleBasedStateMachine):
         for key in (spec.leaving, spec.arriving):
             self.both("find", key if hook is None else FlowKey(hook, *key[1:]))
 
+    @rule(flow_id=flow_ids)
+    def doubt(self, flow_id: int) -> None:
+        self.both("doubt", flow_id)
+
+    @rule(data=st.data(), hook=hooks, call_id=st.sampled_from((0, 53, 40000, 0x880B)), payload=payloads)
+    def unknown_call(self, data: st.DataObject, hook: int, call_id: int, payload: bytes) -> None:
+        """A PPTP packet between the hosts of some flow, whatever that is."""
+        if self.specs:
+            spec = data.draw(st.sampled_from(self.specs))
+            call = spec._replace(proto=47, inside_port=1, outside_port=call_id, peer_port=call_id)
+            self.translate(data.draw(damage(packet_of(call, hook, data=payload))), hook)
+
     @rule(flow_id=flow_ids, allow=allows, uplink=st.sampled_from((4, 4, 5)))
     def approve(self, flow_id: int, allow: int, uplink: int) -> None:
         self.both("approve", flow_id, allow, uplink)

@@ -242,6 +242,19 @@ def test_each_bit_of_allow_is_asked_in_its_turn(table: FastPath) -> None:
     assert send(table, UDP, ARRIVING)[0] == Path.STALE
 
 
+def test_one_flow_is_doubted_until_it_is_approved(table: FastPath) -> None:
+    table.install(UDP, 0)
+    table.install(PING, 0)
+    for _ in range(2):
+        table.doubt(0)
+        assert send(table, UDP, LEAVING)[0] == Path.STALE
+        assert send(table, PING, LEAVING)[0] == Path.TRANSLATED
+        table.approve(0, Allow.ALL, 4)
+        assert send(table, UDP, LEAVING)[0] == Path.TRANSLATED
+    with pytest.raises(KeyError):
+        table.doubt(7)
+
+
 def test_flow_is_stale_after_a_rule_change_until_it_is_approved(table: FastPath) -> None:
     table.install(UDP, 0)
     table.invalidate()

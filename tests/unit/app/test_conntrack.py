@@ -197,6 +197,14 @@ def test_other_protocols(conntrack: Table, proto: int, name: str, details: tuple
     assert not conntrack("-L", "-p", "tcp", flows=flows).stdout
 
 
+def test_a_pptp_call(conntrack: Table) -> None:
+    """The keys are call ids: the sender's and the receiver's."""
+    spec = FlowSpec(Proto.GRE, WORKER, 7, OUTSIDE, 4711, PEER, 900, True, 2, 3, 7)
+    line = conntrack("-L", flows=[UDP._replace(spec=spec)]).stdout
+    assert f"{ENDS[0]} srckey=0x7 dstkey=0x384 " in line
+    assert f"{ENDS[1]} srckey=0x384 dstkey=0x1267 " in line
+
+
 def test_icmp_queries(conntrack: Table) -> None:
     """Each direction with its own type."""
     spec = PING.spec._replace(peer_port=13)

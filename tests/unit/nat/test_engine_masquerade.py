@@ -185,3 +185,32 @@ def test_same_seed_same_bytes(fastpath_backend: object) -> None:
 
     assert run(1) == run(1)
     assert run(1) != run(2)
+
+
+TCP_OPTIONS = {
+    "a SYN's": (b"\2\4\5\xb4\4\2\x08\x0a\0\0\0\1\0\0\0\0\1\3\3\7", "S"),             # MSS, SACK permitted, times, scale
+    "a fast open cookie": (b"\x22\x0a\1\2\3\4\5\6\7\x08\0\0", "S"),                         # RFC 7413
+    "SACK blocks": (b"\1\1\5\x12" + bytes(range(16)), "A"),
+    "a signature": (b"\x13\x12" + bytes(range(16)) + b"\1\1", "A"),                           # RFC 2385
+    "an unknown one": (b"\xfd\4\xab\xcd", "A"),
+    "one that lies about its length": (b"\5\xff\0\0", "A"),
+}
+
+
+@pytest.mark.parametrize("name", TCP_OPTIONS)
+def test_tcp_options_are_not_touched(gateway: Gateway, name: str) -> None:
+    """Both ways, byte for byte; what they say is between the two ends."""
+    options, flags = TCP_OPTIONS[name]
+    inside, outside, peer = "10.1.0.11:5000", "203.0.113.1:5000", "203.0.113.2:80"
+    if flags == "S":
+        assert gateway.through(tcp(f"{inside} > {peer}", "S", tcp_options=options)) == tcp(
+            f"{outside} > {peer}", "S", tcp_options=options)
+        assert gateway.returned(tcp(f"{peer} > {outside}", "SA", tcp_options=options)) == tcp(
+            f"{peer} > {inside}", "SA", tcp_options=options)
+        return
+    gateway.through(tcp(f"{inside} > {peer}", "S"))
+    gateway.returned(tcp(f"{peer} > {outside}", "SA"))
+    assert gateway.through(tcp(f"{inside} > {peer}", "A", tcp_options=options)) == tcp(
+        f"{outside} > {peer}", "A", tcp_options=options)
+    assert gateway.returned(tcp(f"{peer} > {outside}", "A", tcp_options=options)) == tcp(
+        f"{peer} > {inside}", "A", tcp_options=options)

@@ -1,0 +1,20 @@
+"""How packets end: what the answers of the fast path mean, and which ends have something in common."""
+
+from __future__ import annotations
+
+from natengine.flow.records import Path
+from natengine.vocab import Reason
+
+# what the fast path says that needs nobody else
+SETTLED: dict[int, Reason] = {
+    Path.TRANSLATED: Reason.TRANSLATED,
+    Path.UNCHANGED: Reason.UNCHANGED,
+    Path.REFUSED_STATE: Reason.TCP_STATE,
+    Path.REFUSED_WINDOW: Reason.TCP_WINDOW,
+    Path.REFUSED_FORWARD: Reason.FORWARD_DROP,
+    Path.BAD_HEADER: Reason.BAD_HEADER,
+    Path.TRUNCATED: Reason.TRUNCATED,
+    Path.REFUSED_RATE: Reason.RATE_LIMIT,
+}
+REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
+NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT, Reason.PEER_TAKEN})
