@@ -210,35 +210,6 @@ cdef inline void complete_transport_checksum(uint8_t *data, size_t length) noexc
     memcpy(field, &value, 2)
 
 
-# ── partial checksums ────────────────────────────────────────────────────────────────────────────
-
-cdef struct Partial:                # a checksum that the kernel will go on from, before a rewrite
-    uint8_t *field                  # NULL: there is none
-    uint16_t value
-    uint32_t src
-    uint32_t dst
-
-
-cdef inline void note_partial(uint8_t *data, size_t length, Partial *partial) noexcept nogil:
-    """Remember a partial checksum, and the addresses that are in it."""
-    partial.field = transport_checksum(data, length)
-    if partial.field != NULL:
-        partial.value = load16(partial.field)
-        partial.src, partial.dst = load32(data + 12), load32(data + 16)
-
-
-cdef inline void carry_partial(const uint8_t *data, const Partial *partial) noexcept nogil:
-    """Write what a partial checksum is after a rewrite, over what the rewrite has made of it.
-
-    It is the sum of the pseudo-header, not complemented, and without the ports.
-    """
-    if partial.field != NULL:
-        store16(partial.field, fold(
-            partial.value + difference32(partial.src, load32(data + 12))
-            + difference32(partial.dst, load32(data + 16))
-        ))
-
-
 # ── packets ──────────────────────────────────────────────────────────────────────────────────────
 
 cdef inline int parse_untrusted(const uint8_t *data, size_t length, int hook, Headers *out) noexcept nogil:

@@ -4,10 +4,10 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from natengine._wire cimport HOOK_INPUT, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, Headers
+from natengine._wire cimport HOOK_INPUT, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, IS_TCP, Headers
 from natengine.adapters._nfqueue cimport (
-    NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV, NFQA_MARK, NFQA_PACKET_HDR, NFQA_PAYLOAD, NFQA_SKB_INFO,
-    nfgenmsg, nlattr, nlmsghdr, ntohl,
+    NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV, NFQA_MARK, NFQA_PACKET_HDR, NFQA_PAYLOAD, NFQA_SKB_CSUMNOTREADY,
+    NFQA_SKB_GSO, NFQA_SKB_INFO, nfgenmsg, nlattr, nlmsghdr, ntohl,
 )
 
 cdef enum:
@@ -80,3 +80,20 @@ cdef inline bint parse(uint8_t *data, uint32_t length, Packet *packet) noexcept 
                 packet.skb_info = be32(value)
         at += (attribute.nla_len + 3) & ~<uint32_t>3
     return has_id and packet.payload != NULL and packet.payload - data >= VERDICT_SIZE + PAYLOAD_HEADER
+
+
+cdef inline bint must_be_cut(const Packet *packet) noexcept nogil:
+    """Whether nobody would get the checksums right if the packet were changed in one piece."""
+    return packet.skb_info & NFQA_SKB_GSO and packet.length >= 20 and packet.payload[9] != IS_TCP
+
+
+cdef inline bint lacks_checksum(const Packet *packet) noexcept nogil:
+    """Whether nobody but us will compute the packet's L4 checksum."""
+    if packet.skb_info & NFQA_SKB_GSO:
+        return stays_here(packet)
+    return packet.skb_info & NFQA_SKB_CSUMNOTREADY != 0
+
+
+cdef inline bint stays_here(const Packet *packet) noexcept nogil:
+    """Whether the packet is for the head's own stack, which takes a large one as it is."""
+    return packet.headers.to_head or (packet.hook == HOOK_POSTROUTING and packet.out_ifindex == 0)

@@ -11,12 +11,13 @@
                 front of the packet, so one iovec a packet and no byte is copied here
 
 GSO.  With NFQA_CFG_F_GSO a packet may be up to 64 KiB and its L4 checksum not there yet
-(NFQA_SKB_CSUMNOTREADY: the field holds the sum of the pseudo-header, not complemented).  After a
-verdict with a payload the kernel takes the checksum as it stands (CHECKSUM_NONE), but when it
-segments a packet it computes each segment's: TCP's from nothing, UDP's from the sum in the field.
+(NFQA_SKB_CSUMNOTREADY).  After a verdict with a payload the kernel takes the checksum as it stands
+(CHECKSUM_NONE), but when it segments TCP it computes each segment's from nothing.  UDP's, and a
+tunnel's, it goes on from, and before Linux 6.11 leaves to a device that does not do it either.
 
-    GSO                    carry the sum over to the new addresses, the kernel does the rest; CSUMNOTREADY
-                           is no longer set when such a packet has been here before (hairpinning)
+    GSO, but not TCP       passed on, as it is, to the cutting queue: one without GSO, for which the
+                           kernel segments first; the pieces come from there, each with its checksum
+    GSO, TCP               the kernel computes it
     GSO, TCP, to the head  compute it here: nobody cuts it up any more, and the head's stack looks at it whole
     CSUMNOTREADY alone     compute it here, after the rewrite
     neither                it is right, and was updated with the rewrite
@@ -34,11 +35,11 @@ from libc.string cimport memcpy, memset
 
 from natengine._fastpath cimport FastPath
 from natengine._wire cimport (
-    HOOK_POSTROUTING, IS_TCP, PATH_MISS, PATH_REFUSED_RATE, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED,
-    PATH_UNCHANGED, Partial, carry_partial, complete_transport_checksum, note_partial,
+    PATH_MISS, PATH_REFUSED_RATE, PATH_SPECIAL, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED,
+    complete_transport_checksum,
 )
 from natengine.adapters._hush cimport PLACES, Hushed, hush, is_hushed, sender_of
-from natengine.adapters._message cimport PAYLOAD_HEADER, VERDICT_SIZE, Packet, parse
+from natengine.adapters._message cimport PAYLOAD_HEADER, VERDICT_SIZE, Packet, lacks_checksum, must_be_cut, parse
 
 import os
 
@@ -55,24 +56,13 @@ cdef enum:
 
     DROP = 0                            # NF_DROP, NF_ACCEPT
     ACCEPT = 1
+    QUEUE = 3                           # NF_QUEUE; the number of the queue in the upper 16 bits
     HELD = 2
     DROP_AND_HUSH = 3                   # `adapters.base`
 
 
 cdef inline uint64_t sender(const Packet *packet) noexcept nogil:
     return sender_of(packet.hook, packet.in_ifindex, packet.payload, packet.length)
-
-
-cdef inline bint lacks_checksum(const Packet *packet) noexcept nogil:
-    """Whether nobody but us will compute the packet's L4 checksum."""
-    if packet.skb_info & NFQA_SKB_GSO:
-        return packet.headers.key.proto == IS_TCP and stays_here(packet)
-    return packet.skb_info & NFQA_SKB_CSUMNOTREADY != 0
-
-
-cdef inline bint stays_here(const Packet *packet) noexcept nogil:
-    """Whether the packet is for the head's own stack, which takes a large one as it is."""
-    return packet.headers.to_head or (packet.hook == HOOK_POSTROUTING and packet.out_ifindex == 0)
 
 
 cdef class TableLock:
@@ -107,11 +97,13 @@ cdef class BatchedQueue:
             as a bytearray; returns (verdict, rewritten, ticket), `rewritten` being None or the bytearray.
             With the verdict HELD there is none to send yet, but when `release` is called with the ticket.
         lock: The table's; all who use the table share it.
+        cutting_queue: The number of one that is bound without GSO; it may be this one.
         busy_poll_us: How long to ask again and again before sleeping; 0 for never.
     """
 
     cdef int fd
     cdef uint16_t queue_num
+    cdef uint16_t cutting_queue
     cdef int64_t busy_poll_ns
     cdef FastPath table
     cdef object settle
@@ -138,8 +130,8 @@ cdef class BatchedQueue:
     cdef readonly uint64_t errors       # verdicts or configuration that the kernel refused
 
     def __cinit__(self, int fd, uint16_t queue_num, FastPath table, object settle, TableLock lock,
-                  int64_t busy_poll_us=0):
-        self.fd, self.queue_num = fd, queue_num
+                  uint16_t cutting_queue, int64_t busy_poll_us=0):
+        self.fd, self.queue_num, self.cutting_queue = fd, queue_num, cutting_queue
         self.busy_poll_ns = busy_poll_us * 1000
         self.table, self.settle, self.lock = table, settle, lock
         self.held, self.late = {}, []
@@ -238,7 +230,7 @@ cdef class BatchedQueue:
         self.send()
 
     cdef bint read(self, uint8_t *data, uint32_t length, Packet *packet) noexcept nogil:
-        """Read one message from the kernel; 0 if it is not a packet but, mostly, an error."""
+        """Read one message from the kernel; 0 if there is no packet in it to settle, but, mostly, an error."""
         if length < sizeof(nlmsghdr):
             return False
         if (<nlmsghdr *>data).nlmsg_type != (NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET):
@@ -247,16 +239,15 @@ cdef class BatchedQueue:
         if not parse(data, length, packet):
             self.errors += 1
             return False
+        if must_be_cut(packet) and self.queue_num != self.cutting_queue:
+            self.verdict(packet, QUEUE | <int>self.cutting_queue << 16, False)
+            return False
         self.packets += 1
         return True
 
     cdef void settle_one(self, Packet *packet, int64_t now) noexcept nogil:
         """Let the table, or Python, decide about a packet, and write its verdict."""
         cdef int path = packet.path
-        cdef Partial partial
-        partial.field = NULL
-        if packet.skb_info & NFQA_SKB_GSO:
-            note_partial(packet.payload, packet.length, &partial)
         if path == 0:
             path = self.table.finish(packet.payload, &packet.headers, packet.out_ifindex, now)
         cdef bint rewritten = path == PATH_TRANSLATED
@@ -272,8 +263,6 @@ cdef class BatchedQueue:
             self.last_known = now
             if rewritten and lacks_checksum(packet):
                 complete_transport_checksum(packet.payload, packet.length)
-        if rewritten and not lacks_checksum(packet):
-            carry_partial(packet.payload, &partial)
         if verdict != HELD:
             self.verdict(packet, verdict, rewritten)
         if self.late_count:
@@ -285,7 +274,7 @@ cdef class BatchedQueue:
         """Let Python decide; returns the verdict, and whether the packet was rewritten.
 
         The core sees every checksum as it will be on the wire, so one that is missing is computed
-        first; but that of a GSO packet is the kernel's, and `settle_one` sees to it.
+        first; but that of a GSO packet is the kernel's.
         """
         cdef bytearray copy
         if lacks_checksum(packet):

@@ -1,7 +1,8 @@
 """The batched NFQUEUE adapter: sets a queue up, and leaves its packets to `_nfqueue`.
 
 Of known flows nothing reaches Python; see `_nfqueue.pyx`.  Packets come whole, up to 64 KiB, with
-GSO: what TCP sends in one piece crosses the queue in one piece.
+GSO: what TCP sends in one piece crosses the queue in one piece.  What others do (UDP_SEGMENT) must not be
+changed in one piece, and takes a turn through one more queue, for which the kernel cuts it up.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")      # all of t
 ROUND_S = 3600.0                    # an extra thread's turn; it ends earlier only when told to
 
 
-def open_queue(queue_num: int) -> socket.socket:
+def open_queue(queue_num: int, *, gso: bool) -> socket.socket:
     """Return a netlink socket that is bound to a queue of the current network namespace.
+
+    With `gso` the kernel hands large sends over in one piece, else cut up and with their checksums.
 
     Raises:
         HostError: Not root, no NFQUEUE in this kernel, or the queue belongs to another program.
@@ -59,8 +62,9 @@ def open_queue(queue_num: int) -> socket.socket:
         _configure(link, queue_num, NFQA_CFG_CMD, struct.pack("!BBH", NFQNL_CFG_CMD_BIND, 0, socket.AF_INET))
         _configure(link, queue_num, NFQA_CFG_PARAMS, struct.pack("!IB", COPY_RANGE, NFQNL_COPY_PACKET))
         _configure(link, queue_num, NFQA_CFG_QUEUE_MAXLEN, struct.pack("!I", QUEUE_LENGTH))
-        flags = struct.pack("!I", NFQA_CFG_F_GSO)
-        _configure(link, queue_num, NFQA_CFG_FLAGS, flags, NFQA_CFG_MASK, flags)
+        if gso:
+            flags = struct.pack("!I", NFQA_CFG_F_GSO)
+            _configure(link, queue_num, NFQA_CFG_FLAGS, flags, NFQA_CFG_MASK, flags)
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, RECEIVE_TIMEOUT_US))
     except OSError as error:
         link.close()
@@ -100,21 +104,22 @@ def _is_bound(queue_num: int) -> bool:
 
 
 class BatchedIO:
-    """A range of queues over one table, each in a thread of its own but the first."""
+    """A range of queues over one table, and behind it the cutting queue; each in a thread of its own but the first."""
 
     name = "batched"
 
     def __init__(
         self, queue_num: int, table: object, settle: Settle, *, queue_count: int = 1, busy_poll_us: int = 0
     ) -> None:
-        """Bind the queues `queue_num` and up; see `open_queue` for the errors.
+        """Bind `queue_count` queues from `queue_num`, and one more; see `open_queue` for the errors.
 
         Args:
             table: The compiled flow table.
             settle: Asked about the packets that the table does not know.
             busy_poll_us: How long to ask the kernel again and again before sleeping.
         """
-        self.queues = (queue_num, queue_num + queue_count - 1)
+        cutting_queue = queue_num + queue_count         # the hooks do not know it
+        self.queues = (queue_num, cutting_queue - 1)
         lock = _nfqueue.TableLock()
         self.lock: AbstractContextManager[object] = lock
         self._links: list[socket.socket] = []
@@ -122,13 +127,13 @@ class BatchedIO:
         self._threads: list[threading.Thread] = []
         self._failures: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         try:
-            for number in range(queue_num, queue_num + queue_count):
-                self._links.append(open_queue(number))
+            for number in range(queue_num, cutting_queue + 1):
+                self._links.append(open_queue(number, gso=number != cutting_queue))
         except BaseException:
             self.close()
             raise
         self._workers = [
-            _nfqueue.BatchedQueue(link.fileno(), number, table, settle, lock, busy_poll_us)
+            _nfqueue.BatchedQueue(link.fileno(), number, table, settle, lock, cutting_queue, busy_poll_us)
             for number, link in enumerate(self._links, queue_num)
         ]
         for worker in self._workers[1:]:

@@ -21,6 +21,7 @@ from natengine.settings import HookBackEnd, Settings
 
 DEFAULT_RULES = Path("/etc/natengine/rules.v4")
 DEFAULT_SETTINGS = Path("/etc/natengine/natengine.toml")
+MAX_QUEUES = 64
 DEFAULT_QUEUE = 2663                # any number would do; this one is the RFC that has NAT's words
 
 USAGE = """\
@@ -141,7 +142,8 @@ def _run_parser() -> _Parser:
         help="who sends them to the queue: nft where the kernel can do it, else iptables (auto)",
     )
     parser.add_argument(
-        "--queues", type=_number(1, 64), default=1, metavar="N", help="take packets through N queues, a thread each (1)"
+        "--queues", type=_number(1, MAX_QUEUES), default=1, metavar="N",
+        help="take packets through N queues, a thread each (1)",
     )
     parser.add_argument(
         "--busy-poll", type=_number(0, 1_000_000), default=0, metavar="USEC",
@@ -160,7 +162,8 @@ def _run_parser() -> _Parser:
         help=f"of them, flows that one inside host may begin; 0: any number ({Settings.max_flows_per_host})",
     )
     parser.add_argument(
-        "--queue-num", type=_number(0, 65535), default=DEFAULT_QUEUE, metavar="N", help="NFQUEUE number (%(default)s)"
+        "--queue-num", type=_number(0, 0xFFFF - MAX_QUEUES), default=DEFAULT_QUEUE, metavar="N",
+        help="NFQUEUE number; as many more from there on as --queues says (%(default)s)",
     )
     return parser
 

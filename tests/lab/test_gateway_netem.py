@@ -15,7 +15,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from gateway_tools import ADDRESS, ECHO, UPLINK, connect, conntrack_lines, curl, echo, udp_socket
+from gateway_tools import ADDRESS, ECHO, UPLINK, connect, conntrack_lines, curl, dropped, echo, udp_socket
 from natlab import Lab, Node
 from natlab.engine import Engine
 from natlab.servers import body_sha256
@@ -28,10 +28,12 @@ BAD = {                             # tc's words, see tc-netem(8)
     "loss": "loss 5%",
     "reordering": "delay 5ms reorder 25% 50%",
     "duplication": "duplicate 10%",
+    "late, out of order and twice": "delay 10ms 5ms distribution normal reorder 25% 50% duplicate 10%",
     "corruption": "corrupt 3%",
     "all": "delay 5ms 2ms loss 1% reorder 10% 50% duplicate 2% corrupt 1%",
 }
-TRANSFER_BYTES = 1_000_000
+TRANSFER_BYTES = 400_000
+DAMAGING = {"corruption", "all"}    # what the network has changed may be refused
 ASK_AGAIN_S = 2.0                   # a lost datagram is lost
 
 
@@ -83,6 +85,7 @@ def test_bad_uplinks(lab: Lab, gateway: Engine, bad_uplinks: str, tmp_path_facto
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connect(other, ADDRESS[host], ECHO)) for host in UPLINK]
         datagrams = stack.enter_context(udp_socket(worker))
+        refused = dropped(gateway, "tcp window") + dropped(gateway, "tcp state")
         for number, host in enumerate(UPLINK):
             download(worker, host, number)
             sent = curl(worker, f"http://{ADDRESS[host]}/sink", "--data-binary", f"@{payload}")
@@ -92,3 +95,7 @@ def test_bad_uplinks(lab: Lab, gateway: Engine, bad_uplinks: str, tmp_path_facto
         for link in idle:
             echo(link, b"still here" * 1000)
         assert len(conntrack_lines(gateway, "-p", "tcp", "--state", "ESTABLISHED", "--dport", str(ECHO))) == len(idle)
+        mappings = conntrack_lines(gateway, "-p", "udp", "--sport", str(datagrams.getsockname()[1]))
+        assert len(mappings) == len(UPLINK)             # one flow for each host: none has ended and begun again
+        if bad_uplinks not in DAMAGING:
+            assert dropped(gateway, "tcp window") + dropped(gateway, "tcp state") == refused

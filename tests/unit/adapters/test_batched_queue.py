@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 from support.backends import load_backend, table_config
-from support.packets import fragments, udp
+from support.packets import fragments, tcp, udp
 
 from natengine.flow.records import Path
 from natengine.vocab import Hook, Verdict
@@ -23,7 +23,10 @@ from natengine.vocab import Hook, Verdict
 _nfqueue = pytest.importorskip("natengine.adapters._nfqueue", reason="the extension is not built")
 
 PACKET, VERDICT = 3 << 8, 3 << 8 | 1            # NFNL_SUBSYS_QUEUE; NFQNL_MSG_PACKET, NFQNL_MSG_VERDICT
-PACKET_HDR, VERDICT_HDR, PAYLOAD = 1, 2, 10     # NFQA_*
+PACKET_HDR, VERDICT_HDR, PAYLOAD, SKB_INFO = 1, 2, 10, 14     # NFQA_*
+CSUMNOTREADY, GSO = 1, 2                        # NFQA_SKB_*
+QUEUE, CUTTING_QUEUE = 7, 9
+NF_QUEUE = 3
 PIECES = [bytes(each) for each in fragments(udp("10.1.0.11:5000 > 203.0.113.2:53", bytes(600)), 200)]
 
 Answer = tuple[int, bytearray | None, int]
@@ -55,11 +58,12 @@ class Kernel:
             self.asked.append(path)
             return settle(packet)
 
-        self.queue = _nfqueue.BatchedQueue(ours.fileno(), 7, fast, ask, self.lock)
+        self.queue = _nfqueue.BatchedQueue(ours.fileno(), QUEUE, fast, ask, self.lock, CUTTING_QUEUE)
 
-    def hand_over(self, packet_id: int, packet: bytes) -> None:
-        body = struct.pack("!BBH", socket.AF_INET, 0, 7)
+    def hand_over(self, packet_id: int, packet: bytes, *, skb_info: int = 0) -> None:
+        body = struct.pack("!BBH", socket.AF_INET, 0, QUEUE)
         body += attribute(PACKET_HDR, struct.pack("!IHB", packet_id, 0x0800, Hook.POSTROUTING))
+        body += attribute(SKB_INFO, struct.pack("!I", skb_info))
         body += attribute(PAYLOAD, packet)
         self.end.send(struct.pack("=IHHII", 16 + len(body), PACKET, 0, 0, 0) + body)
 
@@ -76,7 +80,7 @@ class Kernel:
             data = self.end.recv(1 << 20)
             while data:
                 length, kind = struct.unpack_from("=IH", data)
-                assert (kind, data[16:20]) == (VERDICT, struct.pack("!BBH", 0, 0, 7))
+                assert (kind, data[16:20]) == (VERDICT, struct.pack("!BBH", 0, 0, QUEUE))
                 attributes = dict(read_attributes(data[20:length]))
                 verdict, packet_id = struct.unpack("!II", attributes[VERDICT_HDR])
                 found.append(Sent(packet_id, verdict, attributes.get(PAYLOAD)))
@@ -176,6 +180,25 @@ def test_a_failure_while_something_is_released() -> None:
         with pytest.raises(ZeroDivisionError):
             made.serve()
         assert made.verdicts() == [Sent(2, Verdict.DROP, None), Sent(1, Verdict.ACCEPT, None)]
+
+
+def test_a_large_send_is_cut_up_first() -> None:
+    """Unchanged, and unasked, it goes to the queue where the kernel cuts it up; TCP's is settled as it is."""
+    large = bytes(udp("10.1.0.11:5000 > 203.0.113.2:443", bytes(3000)))
+    small = bytes(udp("10.1.0.11:5000 > 203.0.113.2:53"))
+    stream = bytes(tcp("10.1.0.11:5000 > 203.0.113.2:443", "S"))
+    with kernel(lambda packet: (Verdict.ACCEPT, packet, 0)) as made:
+        made.hand_over(1, large, skb_info=GSO | CSUMNOTREADY)
+        made.hand_over(2, small, skb_info=CSUMNOTREADY)
+        made.hand_over(3, stream, skb_info=GSO | CSUMNOTREADY)
+        made.hand_over(4, large, skb_info=GSO)          # it has been through a verdict
+        made.serve()
+        elsewhere = CUTTING_QUEUE << 16 | NF_QUEUE
+        assert sorted(made.verdicts()) == [
+            Sent(1, elsewhere, None), Sent(2, Verdict.ACCEPT, small), Sent(3, Verdict.ACCEPT, stream),
+            Sent(4, elsewhere, None),
+        ]
+        assert (len(made.asked), made.queue.packets) == (2, 2)
 
 
 def test_a_socket_that_is_gone() -> None:
