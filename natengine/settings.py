@@ -76,6 +76,7 @@ class Settings:
     max_fragment_trains: int = 4096                # datagrams under way in pieces, of all senders; of one a quarter
     tcp_liberal: bool = False                      # nf_conntrack_tcp_be_liberal: only RSTs must be in the window
     tcp_loose: bool = False                        # nf_conntrack_tcp_loose: an ACK may begin a flow, mid-stream
+    pptp: bool = True                              # translate call ids (RFC 2637); RFC 5382 REQ-6: can be off
     clamp_mss_to_pmtu: tuple[str, ...] = ()        # uplinks, as `-o` has them, whose SYNs are made to fit their MTU
     udp_inbound_refresh: bool = True               # RFC 4787 REQ-6: outbound packets always refresh; inbound ones too
     hairpin_mark: int = 1 << 28                    # set in the packet mark between two hooks; 0: no hairpinning

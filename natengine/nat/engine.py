@@ -72,7 +72,7 @@ class NatEngine:
         self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self.compile(self.ruleset), settings, rng)
         self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
-        self._calls = Calls(fast, self._slow, install=self._install, remove=self._remove)
+        self._calls = Calls(fast, self._slow, settings, install=self._install, remove=self._remove)
         self._turns = Turns(settings.new_flows_when_busy)
 
     # ── packets ──────────────────────────────────────────────────────────────────────────────────

@@ -26,6 +26,7 @@ from natengine.flow.records import FlowInfo, FlowSpec
 from natengine.nat.fair_store import FairStore
 from natengine.nat.packet import NewPacket
 from natengine.nat.slowpath import NO_PORT, SlowPath
+from natengine.settings import Settings
 from natengine.vocab import Hook, Proto, Reason, Verdict
 from natengine.wire.pptp import PPTP_PORT, REQUESTS, ControlMessage, Message, find_messages
 from natengine.wire.rewrite import get16
@@ -52,7 +53,7 @@ class Calls:
     """Reads control connections and begins and ends the flows of their calls."""
 
     def __init__(
-        self, fast: FastPath, slow: SlowPath, *,
+        self, fast: FastPath, slow: SlowPath, settings: Settings, *,
         install: Callable[[FlowSpec, int], int], remove: Callable[[int, int], object],
     ) -> None:
         """Start without calls.
@@ -61,7 +62,7 @@ class Calls:
             install: Puts a flow into the table, as `FastPath.install`, making room if need be.
             remove: Ends a flow, by its id.
         """
-        self._fast, self._slow = fast, slow
+        self._fast, self._slow, self._reads = fast, slow, settings.pptp
         self._install, self._remove = install, remove
         self._holds: OrderedDict[_Hold, int] = OrderedDict()        # until when; the soonest first
         self._shares = FairStore[_Hold](HOLDS, HOLDS_OF_A_HOST)
@@ -72,7 +73,7 @@ class Calls:
         Returns:
             The reason it came with, or why the packet cannot pass.
         """
-        if flow is None or reason.verdict is Verdict.DROP or not is_control(flow.spec):
+        if flow is None or reason.verdict is Verdict.DROP or not (self._reads and is_control(flow.spec)):
             return reason
         self._fast.doubt(flow.flow_id)
         leaving = new.meta.hook == Hook.POSTROUTING

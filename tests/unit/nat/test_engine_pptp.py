@@ -217,6 +217,16 @@ def test_a_limit_of_ports_holds_for_call_ids(fastpath_backend: ModuleType) -> No
     assert reason_of(gateway.out(one.says(control(OUTGOING_CALL_REQUEST, 8)))) is Reason.HOST_LIMIT
 
 
+def test_rfc5382_req6_it_can_be_switched_off(fastpath_backend: ModuleType) -> None:
+    """Then nothing is read, and GRE has one host for each peer."""
+    gateway = Gateway(fastpath_backend, settings=Settings(max_flows=64, pptp=False))
+    one = ControlConnection(gateway, f"{W1}:40001", f"{HEAD}:40001")
+    two = ControlConnection(gateway, f"{W2}:40002", f"{HEAD}:40002")
+    assert one.place_call(7, 900) == two.place_call(7, 901) == 7
+    gateway.through(call(f"{W1} > {PEER}", 900))
+    assert reason_of(gateway.out(call(f"{W2} > {PEER}", 901))) is Reason.PEER_TAKEN
+
+
 # ── segments ─────────────────────────────────────────────────────────────────────────────────────
 
 
