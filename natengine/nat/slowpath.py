@@ -169,12 +169,11 @@ class SlowPath:
         """PREROUTING has given the packet its destination, and FORWARD was asked then; what about its source?
 
         What leaves over an uplink is translated as the rules say; what came from inside and was for an address
-        of the head's is hairpinned; any other source stays.
+        of the head's is hairpinned, an answer too, if the flow that it should have met has made room for another;
+        any other source stays.
         """
-        if aimed.from_inside:
-            return Reason.ROUTED
         if self.policy.is_uplink(packet.meta.out_ifindex):
-            return self._source_nat(packet, facts, now_ns)
+            return Reason.ROUTED if aimed.from_inside else self._source_nat(packet, facts, now_ns)
         asked = aimed.outside_ip
         if self.policy.is_uplink(packet.meta.in_ifindex) or not self.policy.interfaces.owns(asked):
             return Reason.ROUTED

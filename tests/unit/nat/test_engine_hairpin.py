@@ -109,6 +109,15 @@ def test_through_the_other_uplinks_address(gateway: Gateway) -> None:
     assert reason_of(gateway.back(udp(ASKED), BOND_DEF)) is Reason.LOCAL_IN
 
 
+def test_the_first_flow_has_made_room_for_another(mapped: Gateway) -> None:
+    """In a full table it is the one to go; the answer begins it anew, and shows no inside address."""
+    across(mapped, udp(ASKED))
+    first = next(flow for flow in mapped.engine.flows() if not flow.spec.from_inside)
+    assert mapped.engine.remove_flow(first.flow_id, mapped.clock.now_ns)
+    assert describe(across(mapped, udp(ANSWERED))) == SEEN_BY_W1
+    assert describe(across(mapped, udp(ASKED))) == SEEN_BY_W2
+
+
 def test_between_two_inside_networks(mapped: Gateway) -> None:
     packet = across(mapped, udp("10.2.0.7:5000 > 203.0.113.1:6000"), INSIDE_2, BOND_DEF)
     assert describe(packet) == SEEN_BY_W2
