@@ -35,8 +35,9 @@ from natengine.flow.records import FlowInfo
 from natengine.frontend.listing import list_specs
 from natengine.frontend.save import parse_restore
 from natengine.nat.destination import taken_by
-from natengine.nat.engine import EngineStats, NatEngine
+from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import LOOPBACK, InterfaceTable
+from natengine.nat.outcomes import EngineStats
 from natengine.nat.policy import Policy, interface_matches, is_uplink, join_uplinks
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable

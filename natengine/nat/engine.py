@@ -11,20 +11,19 @@ same packets at the same times with the same dice give the same bytes.  One thre
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from natengine.errors import BadPacket, Truncated
-from natengine.fastpath import FULL, NOT_FOUND, FastPath
+from natengine.fastpath import FULL, FastPath
 from natengine.flow.records import Allow, FlowInfo, FlowSpec, Path
 from natengine.nat.arriving import LocalPorts
 from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.fragments import HeldFragment
+from natengine.nat.hairpin import second_half
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
 from natengine.nat.interfaces import InterfaceTable
 from natengine.nat.mss import mss_limits
 from natengine.nat.notices import Notices
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
-from natengine.nat.outcomes import NO_ROOM, REWRITTEN, SETTLED
+from natengine.nat.outcomes import NO_ROOM, REWRITTEN, SETTLED, EngineStats
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, join_uplinks
 from natengine.nat.pptp import Calls
@@ -40,17 +39,6 @@ from natengine.rules.model import RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import VERDICTS, CtState, Decision, Hook, PacketMeta, Proto, Reason, Rng, Verdict
 from natengine.wire.pptp import PPTP_PORT
-
-
-class EngineStats(NamedTuple):
-    """A snapshot of the engine's gauges and counters."""
-
-    flows: int
-    mappings: int
-    fragment_trains: int                # datagrams in pieces that are under way
-    held_fragments: int                 # packets without a verdict: they wait for the first fragment of theirs
-    overloaded: int                     # flows so far that had to share an outside port
-    by_reason: dict[str, int]           # packets, by the name of their `Reason`
 
 
 class NatEngine:
@@ -209,7 +197,7 @@ class NatEngine:
     def _install(self, spec: FlowSpec, now_ns: int) -> int:
         """Put a flow into the table, as `FastPath.install`; a full one may make room."""
         flow_id = self._fast.install(spec, now_ns)
-        if flow_id == FULL and self._evict(now_ns):
+        if flow_id == FULL and self._evict(spec, now_ns):
             flow_id = self._fast.install(spec, now_ns)
         return flow_id
 
@@ -296,20 +284,20 @@ class NatEngine:
 
     def expire(self, now_ns: int, budget: int = 1024) -> int:
         """End the flows that have been idle too long, looking at `budget` at most; return how many."""
-        ended = self._fast.expire(now_ns, budget)
-        for info in ended:
+        before = len(self._fast)
+        for info in self._fast.expire(now_ns, budget):
             self._slow.release(info.spec, now_ns)
         self._fragments.expire(now_ns)
         self._calls.expire(now_ns)
         self._slow.arriving.held.expire(now_ns, self.outbox)
-        return len(ended) + self._end_flows_without_address(now_ns)
+        self._end_flows_without_address(now_ns)
+        return before - len(self._fast)
 
     def flows(self, flow_ids: range | None = None) -> list[FlowInfo]:
         """Return a copy of every flow, or of those that have one of these ids."""
         if flow_ids is None:
             return self._fast.snapshot()
-        found = map(self._fast.info, flow_ids)
-        return [info for info in found if info is not None]
+        return [info for info in map(self._fast.info, flow_ids) if info is not None]
 
     def remove_flow(self, flow_id: int, now_ns: int) -> bool:
         """End one flow (`conntrack -D`); False if there is none."""
@@ -321,10 +309,12 @@ class NatEngine:
             self._slow.release(info.spec, now_ns)
         return info
 
-    def _evict(self, now_ns: int) -> bool:
-        """Make room: the flow without an answer that has been idle longest goes, never another."""
-        oldest = self._fast.oldest_unreplied()
-        return oldest != NOT_FOUND and self._remove(oldest, now_ns) is not None
+    def _evict(self, spec: FlowSpec, now_ns: int) -> bool:
+        """Make room for a flow: the one without an answer that has been idle longest goes, never another."""
+        oldest = self._fast.info(self._fast.oldest_unreplied())
+        if oldest is not None and second_half(oldest.spec) != spec.leaving:     # else it would end with that one
+            return self._remove(oldest.flow_id, now_ns) is not None
+        return False
 
     # ── rules and interfaces ─────────────────────────────────────────────────────────────────────
 
@@ -368,7 +358,9 @@ class NatEngine:
         self._vanished.note(self.interfaces.addresses, interfaces.addresses)
         self.interfaces = interfaces
         self._renew_policy()
-        return self._end_flows_without_address(now_ns)
+        before = len(self._fast)
+        self._end_flows_without_address(now_ns)
+        return before - len(self._fast)
 
     def take_over(self, capacity: int, now_ns: int) -> int:
         """Take charge of the flows that are in the table from the start; return how many there are.
@@ -379,9 +371,10 @@ class NatEngine:
         self._vanished.note(gone, frozenset())
         return len(self._fast)
 
-    def _end_flows_without_address(self, now_ns: int) -> int:
-        """End some of the flows whose outside address is gone; return how many."""
-        return sum(self.remove_flow(flow_id, now_ns) for flow_id in self._vanished.find_flows())
+    def _end_flows_without_address(self, now_ns: int) -> None:
+        """End some of the flows whose outside address is gone."""
+        for flow_id in self._vanished.find_flows():
+            self._remove(flow_id, now_ns)
 
     def _renew_policy(self, made: Policy | None = None) -> None:
         if made is None or made.interfaces is not self.interfaces or made.uplinks != self._uplinks:

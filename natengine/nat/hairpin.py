@@ -15,6 +15,8 @@ So either host sees the other's outside endpoint, as any peer outside would, and
 is translated by the same two flows.  The destination has to come first: a source that is the head's own
 address is a martian to its routing.
 
+A ends with B: by itself it would hand w1 the answer under w2's inside address.
+
 Limits: an error of the head itself about such a packet (TTL, size) quotes it as it is between the two hooks.
 Echo requests are not hairpinned (RFC 7857 12): whoever pings an outside address pings the head.
 """
@@ -22,7 +24,7 @@ Echo requests are not hairpinned (RFC 7857 12): whoever pings an outside address
 from __future__ import annotations
 
 from natengine.fastpath import FastPath
-from natengine.flow.records import FlowSpec, flow_key, icmp_query_port
+from natengine.flow.records import FlowKey, FlowSpec, flow_key, icmp_query_port
 from natengine.nat.packet import NewPacket
 from natengine.vocab import Hook, Proto
 
@@ -43,3 +45,10 @@ def find_aimed(fast: FastPath, packet: NewPacket) -> FlowSpec | None:
         )
     flow = fast.info(fast.find(key))
     return None if flow is None else flow.spec
+
+
+def second_half(first: FlowSpec) -> FlowKey:
+    """Return the leaving tuple of the flow A to the flow B; there is one only if the peer of B is inside."""
+    return FlowKey(
+        Hook.POSTROUTING, first.proto, first.peer_ip, first.peer_port, first.inside_ip, first.inside_port
+    )

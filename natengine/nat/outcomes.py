@@ -1,6 +1,8 @@
-"""How packets end: what the answers of the fast path mean, and which ends have something in common."""
+"""How packets end: what the answers of the fast path mean, what some ends have in common, and their numbers."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from natengine.flow.records import Path
 from natengine.vocab import Reason
@@ -18,3 +20,14 @@ SETTLED: dict[int, Reason] = {
 }
 REWRITTEN = frozenset({Reason.TRANSLATED, Reason.NEW_FLOW, Reason.ICMP_ERROR, Reason.FRAGMENT})
 NO_ROOM = frozenset({Reason.OUT_OF_PORTS, Reason.TABLE_FULL, Reason.HOST_LIMIT, Reason.PEER_TAKEN})
+
+
+class EngineStats(NamedTuple):
+    """A snapshot of the engine's gauges and counters."""
+
+    flows: int
+    mappings: int
+    fragment_trains: int                # datagrams in pieces that are under way
+    held_fragments: int                 # packets without a verdict: they wait for the first fragment of theirs
+    overloaded: int                     # flows so far that had to share an outside port
+    by_reason: dict[str, int]           # packets, by the name of their `Reason`

@@ -20,7 +20,7 @@ from natengine.flow.mappings import Endpoint, MappingTable, MayShare, NoPort, Wa
 from natengine.flow.records import Allow, FlowKey, FlowSpec, icmp_query_port
 from natengine.nat.arriving import Arriving
 from natengine.nat.destination import DestinationRules
-from natengine.nat.hairpin import find_aimed
+from natengine.nat.hairpin import find_aimed, second_half
 from natengine.nat.icmp_errors import QuotedCalls
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import ASK_FORWARD, Policy, is_drop
@@ -106,6 +106,10 @@ class SlowPath:
             Endpoint(spec.proto, spec.inside_ip, spec.inside_port),
             Endpoint(spec.proto, spec.outside_ip, spec.outside_port), now_ns,
         )
+        if not spec.from_inside:
+            other = self._fast.remove(self._fast.find(second_half(spec)))
+            if other is not None:
+                self.release(other.spec, now_ns)
 
     def _arriving(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
         by_rule = self._destinations.decide(packet, self.policy, now_ns)
@@ -169,11 +173,12 @@ class SlowPath:
         """PREROUTING has given the packet its destination, and FORWARD was asked then; what about its source?
 
         What leaves over an uplink is translated as the rules say; what came from inside and was for an address
-        of the head's is hairpinned, an answer too, if the flow that it should have met has made room for another;
-        any other source stays.
+        of the head's is hairpinned; any other source stays.
         """
+        if aimed.from_inside:
+            return Reason.ROUTED
         if self.policy.is_uplink(packet.meta.out_ifindex):
-            return Reason.ROUTED if aimed.from_inside else self._source_nat(packet, facts, now_ns)
+            return self._source_nat(packet, facts, now_ns)
         asked = aimed.outside_ip
         if self.policy.is_uplink(packet.meta.in_ifindex) or not self.policy.interfaces.owns(asked):
             return Reason.ROUTED

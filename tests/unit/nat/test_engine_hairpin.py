@@ -109,13 +109,25 @@ def test_through_the_other_uplinks_address(gateway: Gateway) -> None:
     assert reason_of(gateway.back(udp(ASKED), BOND_DEF)) is Reason.LOCAL_IN
 
 
-def test_the_first_flow_has_made_room_for_another(mapped: Gateway) -> None:
-    """In a full table it is the one to go; the answer begins it anew, and shows no inside address."""
+def test_the_second_flow_ends_with_the_first(mapped: Gateway) -> None:
+    """An answer that met it alone would show w2's inside address."""
     across(mapped, udp(ASKED))
     first = next(flow for flow in mapped.engine.flows() if not flow.spec.from_inside)
     assert mapped.engine.remove_flow(first.flow_id, mapped.clock.now_ns)
-    assert describe(across(mapped, udp(ANSWERED))) == SEEN_BY_W1
+    assert mapped.engine.stats().flows == 2
+    assert reason_of(mapped.process(udp(ANSWERED), Hook.PREROUTING, BOND_DEF, 0)) is Reason.LOCAL_IN
     assert describe(across(mapped, udp(ASKED))) == SEEN_BY_W2
+
+
+def test_the_second_flow_does_not_take_the_place_of_the_first(fastpath_backend: ModuleType) -> None:
+    """In a table that is full but for the first one there is no room for the second, and the sender is told."""
+    gateway = Gateway(fastpath_backend, settings=Settings(max_flows=2))
+    gateway.through(udp("10.1.0.12:6000 > 203.0.113.2:7"))
+    gateway.returned(udp("203.0.113.2:7 > 203.0.113.1:6000"))
+    packet = udp(ASKED)
+    assert gateway.process(packet, Hook.PREROUTING, BOND_DEF, 0).packet is packet
+    assert reason_of(gateway.process(packet, Hook.POSTROUTING, BOND_DEF, BOND_DEF)) is Reason.TABLE_FULL
+    assert gateway.engine.outbox
 
 
 def test_between_two_inside_networks(mapped: Gateway) -> None:
