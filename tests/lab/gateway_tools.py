@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from natlab import Lab, LabError, Node
 from natlab.engine import Engine
 from natlab.patience import PATIENCE
@@ -272,12 +273,29 @@ def udp_whoami(link: socket.socket, host: str) -> tuple[str, int]:
 def echo(link: socket.socket, data: bytes) -> None:
     """Send data to an echo server and expect it back."""
     link.sendall(data)
+    expect(link, data)
+
+
+def expect(link: socket.socket, data: bytes) -> None:
+    """Receive just these bytes."""
     received = b""
     while len(received) < len(data):
         piece = link.recv(65536)
         assert piece, "the connection was closed"
         received += piece
     assert data == received
+
+
+def make_socket(node: Node, kind: int, proto: int) -> socket.socket:
+    """A socket of the node's, which reuses addresses and waits no longer than a test should."""
+    with node.enter():
+        try:
+            link = socket.socket(socket.AF_INET, kind, proto)
+        except OSError as error:
+            pytest.skip(f"this kernel has no sockets of protocol {proto}: {error}")
+    link.settimeout(DEADLINE_S)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return link
 
 
 def send_raw(lab: Lab, node: str, *packets: Packet) -> None:

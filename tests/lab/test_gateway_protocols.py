@@ -6,8 +6,8 @@ import socket
 import struct
 
 import pytest
-from gateway_tools import ADDRESS, DEADLINE_S, UPLINK, conntrack_lines, dropped, send_raw, wait_for
-from natlab import Lab, Node
+from gateway_tools import ADDRESS, UPLINK, conntrack_lines, dropped, make_socket, send_raw, wait_for
+from natlab import Lab
 from natlab.engine import Engine
 from scapy.layers.inet import ICMP, IP
 
@@ -16,16 +16,6 @@ pytestmark = pytest.mark.lab
 UDPLITE, ESP = 136, 50
 UDPLITE_SEND_CSCOV = 10             # linux/udp.h
 TIMESTAMP, TIMESTAMP_REPLY = 13, 14
-
-
-def make_socket(node: Node, kind: socket.SocketKind, proto: int) -> socket.socket:
-    with node.enter():
-        try:
-            link = socket.socket(socket.AF_INET, kind, proto)
-        except OSError as error:
-            pytest.skip(f"this kernel has no sockets of protocol {proto}: {error}")
-    link.settimeout(DEADLINE_S)
-    return link
 
 
 @pytest.mark.parametrize("coverage", [0, 8])

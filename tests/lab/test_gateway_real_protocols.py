@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from gateway_tools import ADDRESS, DEADLINE_S, UPLINK, conntrack_lines, ping
+from gateway_tools import ADDRESS, DEADLINE_S, UPLINK, conntrack_lines, expect, make_socket, ping
 from natlab import CommandFailed, Lab, Node
 from natlab.engine import Engine
 from natlab.patience import PATIENCE
@@ -36,18 +36,6 @@ def load(module: str) -> None:
     """Load a kernel module that Debian does not load by itself; whether there is one, a socket will tell."""
     if shutil.which("modprobe"):
         subprocess.run(["modprobe", "-q", module], timeout=60 * PATIENCE, check=False)
-
-
-def make_socket(node: Node, kind: int, proto: int) -> socket.socket:
-    """A socket of the node's, which reuses addresses and waits no longer than a test should."""
-    with node.enter():
-        try:
-            link = socket.socket(socket.AF_INET, kind, proto)
-        except OSError as error:
-            pytest.skip(f"this kernel has no sockets of protocol {proto}: {error}")
-    link.settimeout(DEADLINE_S)
-    link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    return link
 
 
 @contextlib.contextmanager
@@ -74,12 +62,7 @@ def exchange(one: socket.socket, other: socket.socket, data: bytes) -> None:
     """Send data one way and back, and compare it."""
     for sender, receiver in ((one, other), (other, one)):
         sender.sendall(data)
-        received = b""
-        while len(received) < len(data):
-            piece = receiver.recv(65536)
-            assert piece, "the connection was closed"
-            received += piece
-        assert received == data
+        expect(receiver, data)
 
 
 @pytest.mark.parametrize("size", [10, 1400, 30_000], ids=["one chunk", "a packet of them", "many packets"])

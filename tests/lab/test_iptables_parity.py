@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 from iptables_lines import BAD, CHAINS, GOOD, REFUSED_BY_KERNEL, REFUSED_SEQUENCES, TEXTS, fwd, nat
 
+from natengine.app import names
 from natengine.errors import ConfigError
 from natengine.frontend.command import LISTINGS
 from natengine.frontend.iptables import PROGRAM, parse_command, render_error
@@ -74,13 +74,13 @@ class Natengine:
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Do one command as the command line would."""
         try:
-            command = parse_command(words, addresses, service_port)
+            command = parse_command(words, addresses, names.port)
             assert command == parse_command(command.to_argv())
             after = command.apply(self.ruleset)
             output = "" if command.kind in LISTINGS else say(command, self.ruleset)
             if command.kind in LISTINGS:
                 output = show(command, after, self.counters, reverse_lookup=host_name,
-                              service_lookup=service_name)
+                              service_lookup=names.service_name)
             command.touch_counters(self.ruleset, after, self.counters)
         except ConfigError as error:
             return subprocess.CompletedProcess(words, error.exit_status, "", render_error(error))
@@ -90,20 +90,6 @@ class Natengine:
 
 def addresses(name: str) -> list[str]:
     return {"localhost": ["127.0.0.1"]}.get(name, [])       # what /etc/hosts says everywhere
-
-
-def service_port(name: str, proto: str) -> int | None:
-    try:
-        return socket.getservbyname(name, proto)
-    except OSError:
-        return None
-
-
-def service_name(port: int, proto: str) -> str | None:
-    try:
-        return socket.getservbyport(port, proto)
-    except OSError:
-        return None
 
 
 def host_name(address: str) -> str | None:
@@ -263,7 +249,7 @@ def test_texts_come_to_the_same(empty: Run, steps: list[tuple[str, str]]) -> Non
         try:
             ruleset, counters = parse_restore(text, base=ours.ruleset, base_counters=ours.counters,
                                               options=restore_options(words), resolver=addresses,
-                                              services=service_port)
+                                              services=names.port)
             status = 0
         except ConfigError as error:
             status = error.exit_status
