@@ -498,7 +498,7 @@ A flow table of fixed capacity and the packet path over it.
             sides = describe_side(flow, 0), describe_side(flow, 1)
         return new_tuple(FlowInfo, (
             flow_id, spec, flow.tcp_state, <bint>flow.seen_reply, <bint>flow.assured, flow.deadline_ns, sides,
-            flow.packets[0], flow.bytes[0], flow.packets[1], flow.bytes[1],
+            flow.packets[0], flow.bytes[0], flow.packets[1], flow.bytes[1], 0,
         ))
 
     # ── rule changes ─────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,7 @@
 
     -L  list     -C  count     -D  delete what matches     -F  flush
 
-The filters are conntrack's: -p, -s, -d, -r, -q, --sport, --dport, --state; without one, everything.
+The filters are conntrack's: -p, -s, -d, -r, -q, --sport, --dport, --state, -m; without one, everything.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import NamedTuple, NoReturn
 from natengine.errors import ConfigError
 from natengine.flow.records import FlowInfo
 from natengine.flow.tcp_state import TcpState
+from natengine.frontend.names import parse_number
+from natengine.rules.matches import ALL_BITS
 from natengine.vocab import Proto
 from natengine.wire.addr import Prefix, format_ipv4, parse_prefix
 from natengine.wire.ipv4 import ICMP_COUNTERPART, WITH_PORTS
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sport", "--orig-port-src", dest="sport", type=int, metavar="PORT", help="source port")
     parser.add_argument("--dport", "--orig-port-dst", dest="dport", type=int, metavar="PORT", help="destination port")
     parser.add_argument("--state", type=str.upper, choices=TCP_STATES, metavar="STATE", help="TCP state")
+    parser.add_argument("-m", "--mark", metavar="MARK[/MASK]", help="the flow's mark")
     parser.add_argument("-f", "--family", choices=["ipv4"], help="ipv4; there is no other")
     parser.add_argument("-o", "--output", choices=["extended"], help="extended: the layer-3 protocol in front")
     return parser
@@ -116,7 +119,7 @@ def format_flow(flow: FlowInfo, now_ns: int, *, extended: bool = False) -> str:
     words.append(f"packets={flow.reply_packets} bytes={flow.reply_bytes}")
     if flow.assured:
         words.append("[ASSURED]")
-    return " ".join([*words, "mark=0", "use=1"])
+    return " ".join([*words, f"mark={flow.mark}", "use=1"])
 
 
 def _format_tuple(flow: FlowInfo, way: _Tuple) -> str:
@@ -146,6 +149,7 @@ def _filter(options: argparse.Namespace) -> Callable[[FlowInfo], bool]:
         if (text := getattr(options, name)) is not None
     ]
     proto = None if options.proto is None else _protocol(options.proto)
+    mark, mask = (0, 0) if options.mark is None else _mark(options.mark)
 
     def matches(flow: FlowInfo) -> bool:
         original, reply = directions(flow)
@@ -154,6 +158,7 @@ def _filter(options: argparse.Namespace) -> Callable[[FlowInfo], bool]:
         }
         return (
             (proto is None or flow.spec.proto == proto)
+            and flow.mark & mask == mark
             and all(prefix.contains(address[name]) for name, prefix in prefixes)
             and (options.sport is None or original.src_port == options.sport)
             and (options.dport is None or original.dst_port == options.dport)
@@ -161,6 +166,15 @@ def _filter(options: argparse.Namespace) -> Callable[[FlowInfo], bool]:
         )
 
     return matches
+
+
+def _mark(text: str) -> tuple[int, int]:
+    """Return the mark and the mask of `MARK[/MASK]`; a mark is decimal, or hexadecimal with 0x, or octal with 0."""
+    mark_text, slash, mask_text = text.partition("/")
+    mark, mask = parse_number(mark_text, ALL_BITS), parse_number(mask_text, ALL_BITS) if slash else ALL_BITS
+    if mark is None or mask is None:
+        raise ConfigError(f"{PROGRAM}: invalid mark `{text}': say MARK or MARK/MASK, as 0x10/0xf0")
+    return mark, mask
 
 
 def _protocol(text: str) -> int:

@@ -36,11 +36,12 @@ from natengine.frontend.listing import list_specs
 from natengine.frontend.save import parse_restore
 from natengine.nat.destination import taken_by
 from natengine.nat.engine import NatEngine
-from natengine.nat.interfaces import LOOPBACK, InterfaceTable
+from natengine.nat.interfaces import LOOPBACK, InterfaceTable, interface_matches, is_uplink, join_uplinks
 from natengine.nat.outcomes import EngineStats
-from natengine.nat.policy import Policy, interface_matches, is_uplink, join_uplinks
+from natengine.nat.policy import Policy
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
+from natengine.rules.matches import ALL_BITS
 from natengine.rules.model import LEFT_ALONE, RuleSet, Uplinks
 from natengine.settings import Settings
 from natengine.vocab import Decision, PacketMeta, Reason
@@ -102,6 +103,7 @@ class Gateway:
         self.config = config
         self.log = Log()
         self.started_ns = now_ns()
+        self._marks_of_others = ALL_BITS & ~config.settings.hairpin_mark
         ruleset, counters = parse_restore(
             ruleset_text or "", source=source, resolver=names.addresses, services=names.port,
             report=lambda warning: self.log.write(f"{source}: warning: {warning}"),
@@ -129,12 +131,12 @@ class Gateway:
         config = self.config
         self._routes = self._keep(RouteSocket(), RouteSocket.close)
         self.engine.replace_interfaces(InterfaceTable(*self._routes.read()), now_ns())
-        self.taken_over = self.engine.take_over(config.settings.max_flows, now_ns())
-        self._look_at_local_ports()
         problems = check_uplinks(ruleset.uplinks(), self.engine.interfaces)
         if problems:
             raise HostError("; ".join(problems))
         self.engine.replace_ruleset(ruleset, counters)
+        self.taken_over = self.engine.take_over(config.settings.max_flows, now_ns())
+        self._look_at_local_ports()
         self._sender = self._keep(RawSender(), RawSender.close)
         self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
         self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
@@ -185,6 +187,7 @@ class Gateway:
         )
 
     def _decide(self, packet: bytearray, meta: PacketMeta, busy: bool) -> Decision:
+        meta = meta._replace(mark=meta.mark & self._marks_of_others)
         decision = self.engine.process(packet, meta, now_ns(), busy=busy)
         self._follow_up()
         return decision
@@ -193,7 +196,7 @@ class Gateway:
         self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int,
         busy: bool,
     ) -> tuple[int, bytearray | None, int]:
-        meta = PacketMeta(hook, in_ifindex, out_ifindex, mark)
+        meta = PacketMeta(hook, in_ifindex, out_ifindex, mark & self._marks_of_others)
         decision = self.engine.settle(path, packet, meta, at_ns, busy=busy)
         self._follow_up()
         hush = decision.reason is Reason.RATE_LIMIT

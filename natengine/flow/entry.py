@@ -38,7 +38,7 @@ class Entry:
         flow = cls(info.flow_id, info.spec, 0, info.deadline_ns)
         (
             _, _, flow.tcp_state, flow.seen_reply, flow.assured, _, flow.sides,
-            flow.original_packets, flow.original_bytes, flow.reply_packets, flow.reply_bytes,
+            flow.original_packets, flow.original_bytes, flow.reply_packets, flow.reply_bytes, _,
         ) = info
         return flow
 

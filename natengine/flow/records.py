@@ -111,6 +111,7 @@ class FlowInfo(NamedTuple):
     original_bytes: int
     reply_packets: int
     reply_bytes: int
+    mark: int = 0           # kept outside of the table: `nat/marks.py`
 
     def kind(self, hook: int) -> Allow:
         """Return of which kind a packet of this flow is that is taken at `hook` now."""

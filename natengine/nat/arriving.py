@@ -104,7 +104,7 @@ class Arriving:
             ip.src, packet.transport.src_port_or_icmp_id, False, owner.ifindex, packet.meta.in_ifindex, Allow.NEW,
         )
         self._mappings.join(outside)
-        return spec._replace(allow=Allow.NEW.value | policy.allow_later(spec))
+        return policy.begin(spec)
 
     # ── told by others ───────────────────────────────────────────────────────────────────────────
 

@@ -123,7 +123,7 @@ class DestinationRules:
         )
         make = ip.proto in WITH_FILTERING and interfaces.owns(ip.dst)
         self._mappings.hold(inside, outside, ifindex, now_ns, make=make)
-        return spec._replace(allow=Allow.NEW.value | policy.allow_later(spec))
+        return policy.begin(spec)
 
 
 def _peer_port(packet: NewPacket) -> int:

@@ -19,13 +19,14 @@ from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.fragments import HeldFragment
 from natengine.nat.hairpin import second_half
 from natengine.nat.icmp_errors import TRANSLATED_TYPES, QuotedPacket, find_flow, translate_error
-from natengine.nat.interfaces import InterfaceTable
+from natengine.nat.interfaces import InterfaceTable, join_uplinks
+from natengine.nat.marks import FlowMarks
 from natengine.nat.mss import mss_limits
 from natengine.nat.notices import Notices
 from natengine.nat.outbox import ADMINISTRATIVELY_PROHIBITED, UNREACHABLE, Outbox
 from natengine.nat.outcomes import NO_ROOM, REWRITTEN, SETTLED, EngineStats
 from natengine.nat.packet import NewPacket
-from natengine.nat.policy import Policy, join_uplinks
+from natengine.nat.policy import Policy
 from natengine.nat.pptp import Calls
 from natengine.nat.protocols import peer_taken
 from natengine.nat.rates import Turns
@@ -53,12 +54,13 @@ class NatEngine:
         self.log = LogBook()
         self._notices = Notices(self.log)
         self._memory = RuleMemory(rng)
+        self._marks = FlowMarks()
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
         self._uplinks = Uplinks()
         self._vanished = VanishedAddresses(fast)
-        self._slow = SlowPath(fast, self.compile(self.ruleset), settings, rng)
+        self._slow = SlowPath(fast, self.compile(self.ruleset), self._marks, settings, rng)
         self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
         self._calls = Calls(fast, self._slow, settings, install=self._install, remove=self._remove)
         self._turns = Turns(settings.new_flows_when_busy)
@@ -113,7 +115,7 @@ class NatEngine:
     def _unsettled(self, path: int, packet: bytearray, meta: PacketMeta, now_ns: int) -> Reason | HeldFragment:
         """Deal with what the fast path could not, and do what the rules say beside yes and no."""
         policy = self._slow.policy
-        policy.now_ns = now_ns
+        policy.begin_packet(now_ns)
         reason = self._decide(path, packet, meta, now_ns)
         if policy.said:
             own = self.interfaces.address(meta.in_ifindex)
@@ -189,6 +191,7 @@ class NatEngine:
             return self._refuse(answer, packet, new, now_ns)
         flow_id = self._install(answer, now_ns)
         if flow_id >= 0:
+            self._slow.policy.mark_flow(answer)
             return flow_id
         self._slow.release(answer, now_ns)
         reason = Reason.TABLE_FULL if flow_id == FULL else Reason.OUT_OF_PORTS
@@ -211,8 +214,7 @@ class NatEngine:
         if spec.from_inside and meta.out_ifindex:
             spec = spec._replace(uplink_ifindex=meta.out_ifindex)
         policy, kind = self._slow.policy, flow.kind(meta.hook)
-        allow = policy.allow_later(spec)
-        passes = allow & Allow.ASK and not allow & kind and policy.forwards_packet(spec, kind, new)
+        allow, passes = policy.judge(spec, kind, new)
         self._fast.approve(flow.flow_id, allow | kind if passes else allow, spec.uplink_ifindex)
         reason = SETTLED.get(self._translate(packet, new, now_ns), Reason.FORWARD_DROP)    # STALE: judged and refused
         if passes:
@@ -259,12 +261,10 @@ class NatEngine:
         return self._icmp_unrelated(new)
 
     def _icmp_error(self, packet: bytearray, new: NewPacket, quoted: QuotedPacket, flow: FlowInfo) -> Reason:
-        spec, arriving = flow.spec, new.meta.hook == Hook.PREROUTING
-        if spec.inside_ifindex and not new.from_head and (arriving or new.meta.out_ifindex):
-            meta = new.meta._replace(out_ifindex=spec.inside_ifindex) if arriving else new.meta
-            facts = self._slow.policy.facts(new.ip, new.transport, meta, CtState.RELATED)
-            if not self._slow.policy.forwards(facts._replace(dst=spec.inside_ip) if arriving else facts):
-                return Reason.FORWARD_DROP
+        spec, meta, policy = flow.spec, new.meta, self._slow.policy
+        forwarded = spec.inside_ifindex and not new.from_head and (meta.hook == Hook.PREROUTING or meta.out_ifindex)
+        if forwarded and not policy.forwards_packet(spec, flow.kind(meta.hook), new, CtState.RELATED):
+            return Reason.FORWARD_DROP
         translate_error(packet, new.ip, quoted, flow, new.meta.hook)
         return Reason.ICMP_ERROR
 
@@ -286,7 +286,7 @@ class NatEngine:
         """End the flows that have been idle too long, looking at `budget` at most; return how many."""
         before = len(self._fast)
         for info in self._fast.expire(now_ns, budget):
-            self._slow.release(info.spec, now_ns)
+            self._slow.end(info.spec, now_ns)
         self._fragments.expire(now_ns)
         self._calls.expire(now_ns)
         self._slow.arriving.held.expire(now_ns, self.outbox)
@@ -296,8 +296,10 @@ class NatEngine:
     def flows(self, flow_ids: range | None = None) -> list[FlowInfo]:
         """Return a copy of every flow, or of those that have one of these ids."""
         if flow_ids is None:
-            return self._fast.snapshot()
-        return [info for info in map(self._fast.info, flow_ids) if info is not None]
+            found = self._fast.snapshot()
+        else:
+            found = [info for info in map(self._fast.info, flow_ids) if info is not None]
+        return [info._replace(mark=self._marks.of(info.spec)) for info in found] if self._marks else found
 
     def remove_flow(self, flow_id: int, now_ns: int) -> bool:
         """End one flow (`conntrack -D`); False if there is none."""
@@ -306,7 +308,7 @@ class NatEngine:
     def _remove(self, flow_id: int, now_ns: int) -> FlowInfo | None:
         info = self._fast.remove(flow_id)
         if info is not None:
-            self._slow.release(info.spec, now_ns)
+            self._slow.end(info.spec, now_ns)
         return info
 
     def _evict(self, spec: FlowSpec, now_ns: int) -> bool:
@@ -326,7 +328,7 @@ class NatEngine:
     def compile(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> Policy:
         """Make rules ready for `replace_ruleset`, with these counters.  Changes nothing: any thread may do it."""
         uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
-        return Policy(ruleset, self.interfaces, counters or self.counters, uplinks, self._memory)
+        return Policy(ruleset, self.interfaces, counters or self.counters, uplinks, self._memory, self._marks)
 
     def replace_ruleset(
         self, ruleset: RuleSet, counters: RuleCounters | None = None, made: Policy | None = None
@@ -365,7 +367,7 @@ class NatEngine:
     def take_over(self, capacity: int, now_ns: int) -> int:
         """Take charge of the flows that are in the table from the start; return how many there are.
 
-        To be called when the interfaces are known.  `capacity` is the table's.
+        To be called when the interfaces are known, and the rules.  `capacity` is the table's.
         """
         gone = take_over(self._fast, self._slow, capacity, self.interfaces.addresses, now_ns)
         self._vanished.note(gone, frozenset())

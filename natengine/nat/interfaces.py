@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from natengine.rules.matches import AddressType
+from natengine.rules.model import Uplinks
 from natengine.vocab import Interface, Route
 from natengine.wire.addr import Prefix
 
@@ -104,3 +105,28 @@ class InterfaceTable:
         if interface is None or not interface.addresses:
             return None
         return source if source in interface.addresses else interface.addresses[0]
+
+
+# ── uplinks ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def interface_matches(pattern: str, name: str) -> bool:
+    """Whether an interface name fits an iptables pattern (`bond0.2`, `bond0.+`)."""
+    return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
+
+
+def is_uplink(interface: Interface, uplinks: Uplinks) -> bool:
+    """Whether this interface is guarded: a rule names it, or a rule names none and the default route goes out here."""
+    if uplinks.any_interface and interface.default_route:
+        return True
+    return any(interface_matches(pattern, interface.name) for pattern in uplinks.patterns)
+
+
+def join_uplinks(before: Uplinks, now: Uplinks) -> Uplinks:
+    """Return the uplinks of two rule sets together.
+
+    An interface stays an uplink when the last rule that named it is deleted: what would then leave
+    over it untranslated is dropped (`Reason.NO_RULE`), where a kernel without rules lets it leak.
+    """
+    patterns = dict.fromkeys(before.patterns + now.patterns)
+    return Uplinks(tuple(patterns), before.any_interface or now.any_interface)

@@ -9,8 +9,7 @@ that of the path.
 
 from __future__ import annotations
 
-from natengine.nat.interfaces import InterfaceTable
-from natengine.nat.policy import interface_matches
+from natengine.nat.interfaces import InterfaceTable, interface_matches
 
 HEADERS = 20 + 20                   # of IP and TCP: what RFC 9293 3.7.1 does not count
 LARGEST = 0xFFFF

@@ -176,9 +176,11 @@ class Calls:
             if (known.spec.leaving, known.spec.arriving) == (spec.leaving, spec.arriving):
                 return                              # the reply has come again
             self._remove(known.flow_id, now_ns)
-        spec = spec._replace(allow=self._slow.policy.allow_later(spec))
+        policy = self._slow.policy
+        spec = spec._replace(allow=policy.allow_later(spec, marked_like=control))
         if self._install(spec, now_ns) >= 0:        # else the table is full: as if the reply had not been seen
             self._slow.adopt(spec, now_ns)
+            policy.mark_like(spec, control)
 
     def _end(self, control: FlowSpec, hold: _Hold | None, peer_id: int | None, now_ns: int) -> None:
         """End the flow of a call that one side has called off by its own id; the other side's is not in the message."""

@@ -22,6 +22,7 @@ from natengine.nat.arriving import Arriving
 from natengine.nat.destination import DestinationRules
 from natengine.nat.hairpin import find_aimed, second_half
 from natengine.nat.icmp_errors import QuotedCalls
+from natengine.nat.marks import FlowMarks
 from natengine.nat.packet import NewPacket
 from natengine.nat.policy import ASK_FORWARD, Policy, is_drop
 from natengine.nat.protocols import MAPPED, UNTRANSLATABLE, WITH_FILTERING
@@ -41,8 +42,8 @@ NO_PORT = {NoPort.OUT_OF_PORTS: Reason.OUT_OF_PORTS, NoPort.HOST_LIMIT: Reason.H
 class SlowPath:
     """Decides about packets without a flow."""
 
-    def __init__(self, fast: FastPath, policy: Policy, settings: Settings, rng: Rng) -> None:
-        self._fast = fast
+    def __init__(self, fast: FastPath, policy: Policy, marks: FlowMarks, settings: Settings, rng: Rng) -> None:
+        self._fast, self._marks = fast, marks
         self.policy = policy
         self.mappings = MappingTable(rng, settings)
         self.arriving = Arriving(fast, self.mappings, settings)
@@ -92,8 +93,13 @@ class SlowPath:
         else:       # its mapping is there by now; or a rule sent it on, and says who else may come
             self.mappings.hold(inside, outside, spec.inside_ifindex, now_ns, make=spec.proto in WITH_FILTERING)
 
+    def end(self, spec: FlowSpec, now_ns: int) -> None:
+        """Let go of what a flow holds that has ended."""
+        self._marks.end(spec)
+        self.release(spec, now_ns)
+
     def release(self, spec: FlowSpec, now_ns: int) -> None:
-        """Let go of what a flow holds that has ended or was never installed."""
+        """Let go of what a flow holds, which was never installed or has ended (then see `end`)."""
         if spec.is_call:
             self.quoted_calls.end(spec)
         if self.arriving.counts_peers:
@@ -109,7 +115,7 @@ class SlowPath:
         if not spec.from_inside:
             other = self._fast.remove(self._fast.find(second_half(spec)))
             if other is not None:
-                self.release(other.spec, now_ns)
+                self.end(other.spec, now_ns)
 
     def _arriving(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
         by_rule = self._destinations.decide(packet, self.policy, now_ns)
@@ -130,6 +136,10 @@ class SlowPath:
     def _ask_rules(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
         """Walk FORWARD, then nat POSTROUTING."""
         facts = self.policy.facts(packet.ip, packet.transport, packet.meta, CtState.NEW)
+        aimed = None if packet.from_head else find_aimed(self._fast, packet)
+        if aimed is not None and not (aimed.from_inside and self._is_forged(packet, aimed)):
+            return self._second_half(packet, self.policy.go_on_with_mark(facts, aimed), aimed, now_ns)
+        facts = self.policy.marked_before_routing(facts, own=packet.from_head)
         if packet.from_head:
             if self.policy.is_in_anothers_name(packet.ip.src, packet.meta.out_ifindex):
                 refusal = self._why_not_new(packet)
@@ -138,9 +148,6 @@ class SlowPath:
             elif not self._is_trackable(packet):
                 return Reason.LOCAL_OUT
             return self._source_nat(packet, facts, now_ns)
-        aimed = find_aimed(self._fast, packet)
-        if aimed is not None and not (aimed.from_inside and self._is_forged(packet, aimed)):
-            return self._second_half(packet, facts, aimed, now_ns)
         outcome = self.policy.forward(facts)
         if not isinstance(outcome.target, Accept):
             return Reason.FORWARD_DROP
@@ -283,7 +290,7 @@ class SlowPath:
         )
         if allow == ASK_FORWARD:
             # FORWARD, or nobody for the head's own, has let this packet pass: NEW is allowed
-            spec = spec._replace(allow=ALLOW_NEW | self.policy.allow_later(spec))
+            spec = self.policy.begin(spec)
         return spec
 
 

@@ -1,8 +1,8 @@
 """Flows that an earlier engine has left in the table: what hangs on them is worked out from the flows themselves.
 
 The outside ports and who has them, how many flows each host has begun, who talks to whom.  Not known any
-more, because no flow tells: which ports were resting, and which host was the owner where several share a
-port; the first one found is.
+more, because no flow tells: which ports were resting, which host was the owner where several share a
+port (the first one found is), and marks (the rules say them anew).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def take_over(fast: FastPath, slow: SlowPath, capacity: int, addresses: frozense
         spec = info.spec
         if spec.outside_ip not in addresses and not _is_exempt(spec):
             vanished.add(spec.outside_ip)
+        slow.policy.mark_anew(spec)
         if spec.from_inside:
             slow.adopt(spec, now_ns)
         else:

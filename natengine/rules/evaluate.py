@@ -6,7 +6,8 @@
    (no target, LOG, or a last RETURN).
 3. RETURN goes back to the jump that led here; in a built-in chain, or where a goto left one, it means the
    policy.  Both the rule and the policy are counted then.
-4. Where the answer is to be kept for a flow, a rule that judges packet by packet (`PER_PACKET`) makes it UNDECIDED.
+4. Where the answer is to be kept for a flow, a rule that judges packet by packet (`_is_per_packet`) makes it
+   UNDECIDED; so does CONNMARK, unless the flow has the mark already.
 5. LOG, MARK and CONNMARK end nothing: what they say is in the outcome, and a mark is seen by the rules after it.
 """
 
@@ -20,7 +21,15 @@ from typing import Final, NamedTuple
 from natengine.rules.facts import NO_FIELD, NOWHERE, PacketFacts, Surroundings
 from natengine.rules.field_tests import Predicate
 from natengine.rules.index import Index
-from natengine.rules.matches import ConntrackState, ConntrackTuple, EveryNth, Limit, RandomSample
+from natengine.rules.matches import (
+    ConntrackState,
+    ConntrackTuple,
+    EveryNth,
+    Limit,
+    MarkTest,
+    Match,
+    RandomSample,
+)
 from natengine.rules.model import Chain, Rule, Table
 from natengine.rules.predicates import compile_rule
 from natengine.rules.targets import (
@@ -34,6 +43,7 @@ from natengine.rules.targets import (
     Mark,
     Passing,
     Return,
+    Target,
     Terminating,
 )
 
@@ -41,7 +51,6 @@ __all__ = [
     "NO_FIELD", "POLICY_HANDLE", "UNDECIDED", "CountFunction", "Outcome", "PacketFacts", "Program", "compile_chain",
 ]
 
-PER_PACKET = (Limit, RandomSample, EveryNth)     # matches that say something else about the next packet
 INDEX_FROM = 8                  # rules in a chain; to ask fewer one after the other is quicker
 POLICY_HANDLE: Final = -1       # the handle of an outcome, or of a count, that is the policy's
 UNDECIDED: Final = -2           # the handle of an outcome that no packet but the one at hand can have
@@ -68,7 +77,9 @@ class Outcome(NamedTuple):
 
     def marked(self, facts: PacketFacts) -> PacketFacts:
         """Return the packet as the next chain sees it."""
-        return facts if self.mark is None else facts._replace(mark=self.mark)
+        if self.mark is not None:
+            facts = facts._replace(mark=self.mark)
+        return facts if self.connection_mark is None else facts.with_flow_mark(self.connection_mark)
 
 
 class _Walk:
@@ -223,6 +234,8 @@ class _Compiler:
         for rule in chain.rules:
             if not self._counted and (rule.target is None or isinstance(rule.target, Log)):
                 continue
+            if self._for_flows and _marks_packet(rule.target):
+                continue                    # only what is UNDECIDED looks at it
             predicate = compile_rule(self._asked(rule), self._around)
             kept.append((rule, predicate))
             if predicate is None and rule.target is not None and not isinstance(rule.target, Jump | Passing):
@@ -235,19 +248,22 @@ class _Compiler:
 
     def _judges(self, rule: Rule) -> bool:
         """Whether a rule may say one thing about one packet of a flow and another about the next one."""
-        return self._for_flows and any(isinstance(match, PER_PACKET) for match in rule.matches)
+        return self._for_flows and any(map(_is_per_packet, rule.matches))
 
     def _asked(self, rule: Rule) -> Rule:
         """Return a rule as it is to be asked: of one that judges, which packets it is about."""
         if not self._judges(rule):
             return rule
         self.undecided = True
-        return replace(rule, matches=tuple(match for match in rule.matches if not isinstance(match, PER_PACKET)))
+        return replace(rule, matches=tuple(match for match in rule.matches if not _is_per_packet(match)))
 
     def _action(self, rule: Rule) -> _Action:
         """Return what a rule does."""
         if self._judges(rule):
             return Outcome(Drop(), UNDECIDED)
+        if self._for_flows and isinstance(rule.target, Connmark):
+            self.undecided = True
+            return _unless_marked(rule.target)
         match rule.target:
             case None:
                 return None
@@ -285,6 +301,26 @@ def _noting(target: Passing) -> Callable[[_Walk], None]:
     return act
 
 
+def _is_per_packet(match: Match) -> bool:
+    """Whether a match may say something else about the next packet of a flow."""
+    return isinstance(match, Limit | RandomSample | EveryNth) or (isinstance(match, MarkTest) and not match.connection)
+
+
+def _marks_packet(target: Target | None) -> bool:
+    return isinstance(target, Mark) or (isinstance(target, Connmark) and target.mode is ConnmarkMode.RESTORE)
+
+
+def _unless_marked(target: Connmark) -> Callable[[_Walk], Outcome | None]:
+    """Return what goes on where a flow has the mark already, and else wants the packet that is to set it."""
+
+    def act(walk: _Walk) -> Outcome | None:
+        mark = walk.facts.flow_or_own().mark
+        has_it = target.mode is ConnmarkMode.SET and target.applied(mark, target.value) == mark
+        return None if has_it else Outcome(Drop(), UNDECIDED)
+
+    return act
+
+
 def _set_mark(walk: _Walk, mark: int) -> None:
     walk.mark = mark
     walk.facts = walk.facts._replace(mark=mark)
@@ -297,8 +333,8 @@ def _connection_mark(walk: _Walk, target: Connmark) -> None:
         _set_mark(walk, (packet & ~target.nf_mask) ^ (flow.mark & target.ct_mask))
         return
     value = target.value if target.mode is ConnmarkMode.SET else packet & target.nf_mask
-    walk.connection_mark = (flow.mark & ~target.ct_mask) ^ value
-    walk.facts = walk.facts._replace(flow=flow._replace(mark=walk.connection_mark))
+    walk.connection_mark = target.applied(flow.mark, value)
+    walk.facts = walk.facts.with_flow_mark(walk.connection_mark)
 
 
 def _constant(steps: tuple[_Step, ...], policy: Outcome) -> Outcome | None:

@@ -31,7 +31,7 @@ from natengine.rules.targets import (
     Target,
 )
 
-_GOES_ON = (Accept, Return, Jump, Goto, Log, Mark)
+_GOES_ON = (Accept, Return, Jump, Goto, Log, Mark, Connmark)
 
 # The targets that the engine carries out, by the chain that a packet of its comes to.  To make another one
 # work is to write the code for it and then its name here.
@@ -42,10 +42,8 @@ CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = Ma
     (TableName.NAT, ChainName.POSTROUTING): (*_GOES_ON, Masquerade, Snat, Netmap),
 })
 
-_INSTEAD: dict[type[Target], str] = {
-    Connmark: "MARK, for no mark is kept with a flow",
-}
 _DECIDES = (Drop, Reject)
+_MARKS = (Mark, Connmark)
 
 
 def check_executable(ruleset: RuleSet) -> None:
@@ -57,8 +55,22 @@ def check_executable(ruleset: RuleSet) -> None:
     for (table, chain), targets in CARRIED_OUT.items():
         for rule in ruleset.table(table).reachable(chain):
             _check_rule(rule, targets, f"{table} {chain}")
+    _check_left_alone(ruleset)
+
+
+def _check_left_alone(ruleset: RuleSet) -> None:
+    """Refuse what would make a difference, in tables that are not carried out."""
+    by_mark = any(
+        isinstance(match, MarkTest) and _matters(rule.target)
+        for rule in ruleset.table(TableName.FILTER).reachable(ChainName.FORWARD) for match in rule.matches
+    )
     for name in LEFT_ALONE:
         for each in ruleset.table(name):
+            if by_mark and any(isinstance(rule.target, _MARKS) for rule in each.rules):
+                raise RuleApplyError(
+                    f"natengine leaves table {name} alone, and filter FORWARD asks for a mark that chain {each.name} "
+                    "sets: write MARK and CONNMARK in nat PREROUTING or filter FORWARD instead"
+                )
             if isinstance(each.policy, Drop) or any(isinstance(rule.target, _DECIDES) for rule in each.rules):
                 raise RuleApplyError(
                     f"natengine leaves table {name} alone, and a packet that chain {each.name} drops would pass: "
@@ -69,13 +81,9 @@ def check_executable(ruleset: RuleSet) -> None:
 def _check_rule(rule: Rule, targets: tuple[type[Target], ...], where: str) -> None:
     target = rule.target
     if target is not None and not isinstance(target, targets):
-        instead = _INSTEAD.get(type(target))
-        raise RuleApplyError(
-            f"natengine does not carry out {type(target).__name__.upper()} in {where}"
-            + (f": write {instead}, instead" if instead else " yet")
-        )
+        raise RuleApplyError(f"natengine does not carry out {type(target).__name__.upper()} in {where} yet")
     for match in rule.matches:
-        why = _why_not(match, decides=where.startswith(TableName.FILTER) and _matters(target))
+        why = _why_not(match)
         if why is not None:
             raise RuleApplyError(why)
 
@@ -85,17 +93,10 @@ def _matters(target: Target | None) -> bool:
     return target is not None and not isinstance(target, Log)
 
 
-def _why_not(match: Match, *, decides: bool) -> str | None:
+def _why_not(match: Match) -> str | None:
     """Return why a match cannot be had, or None."""
     if isinstance(match, MacSource):
         return "natengine is not told MAC addresses: write -s with the host's address, or -i, instead"
     if isinstance(match, ConntrackTuple) and match.expire is not None:
         return "natengine does not look at --ctexpire: leave it out"
-    if isinstance(match, MarkTest) and match.connection:
-        return "natengine keeps no mark with a flow: write -m mark, in table nat, instead"
-    if decides and isinstance(match, MarkTest):
-        return (
-            "natengine asks FORWARD about what arrives before mangle PREROUTING could mark it: write -m mark in table "
-            "nat, instead"
-        )
     return None

@@ -64,6 +64,10 @@ class PacketFacts(NamedTuple):
             self.src, self.dst, self.dst, self.src, self.sport, self.dport, self.dport, self.sport
         )
 
+    def with_flow_mark(self, mark: int) -> PacketFacts:
+        """Return the packet with another mark on its flow."""
+        return self._replace(flow=self.flow_or_own()._replace(mark=mark))
+
 
 class RuleMemory:
     """What rules remember from packet to packet, by handle: it outlives changes of other rules.

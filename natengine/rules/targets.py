@@ -148,6 +148,10 @@ class Connmark:
     ct_mask: int = ALL_BITS
     nf_mask: int = ALL_BITS
 
+    def applied(self, mark: int, value: int) -> int:
+        """Return what a flow's mark becomes by a value: the target's own, or what it saves."""
+        return (mark & ~self.ct_mask) ^ value
+
 
 @dataclass(frozen=True, slots=True)
 class Jump:

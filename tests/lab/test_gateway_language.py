@@ -67,6 +67,29 @@ def test_packets_of_a_flow_are_chosen_one_by_one(lab: Lab, engine: Engine) -> No
     assert [row.split()[0] for row in rows[2:] if f"dpt:{ECHO}" in row] == ["5", "5"]
 
 
+def test_marks_decide(lab: Lab, engine: Engine) -> None:
+    """A flow's, that one rule sets and another asks for; a packet's, that the kernel's own mangle table has set."""
+    head, worker1, worker2 = (lab.node(name) for name in ("head", "worker1", "worker2"))
+    engine.type([
+        "iptables -I FORWARD 1 -m mark --mark 5/7 -j REJECT",
+        f"iptables -I FORWARD 2 -p udp --dport {ECHO} -m conntrack --ctstate NEW -j CONNMARK --set-mark 1",
+        "iptables -I FORWARD 3 -p udp -m connmark ! --mark 1 -j DROP",
+    ])
+    foreign = "iptables -t mangle {} FORWARD -s 10.1.0.12 -j MARK --set-mark 0x1d"
+    head.run(foreign.format("-A").split(), timeout=20)
+    try:
+        with udp_socket(worker1) as allowed, udp_socket(worker2) as refused:
+            for _ in range(3):
+                assert udp_whoami(allowed, "inet2")[0] == UPLINK["inet2"]
+            refused.connect((ADDRESS["inet2"], ECHO))
+            refused.send(b"who am I?")
+            with pytest.raises(ConnectionRefusedError):
+                refused.recv(100)
+            assert [line.split()[-2] for line in conntrack_lines(engine, "-p", "udp", "-m", "1/1")] == ["mark=1"]
+    finally:
+        head.run(foreign.format("-D").split(), timeout=20)
+
+
 def test_flows_stay_unless_they_are_to_go(lab: Lab, engine: Engine) -> None:
     with udp_socket(lab.node("worker1")) as link:
         udp_whoami(link, "inet2")

@@ -35,6 +35,7 @@ from natlab.engine import OWNERS_COMMANDS, Engine
 
 pytestmark = pytest.mark.lab
 
+MARKING = "iptables -t nat -I POSTROUTING -s 10.1.0.11 -j CONNMARK --set-mark 0x25"
 NOBODY = "203.0.113.77"         # an address of inet2's network that no host has
 
 
@@ -84,7 +85,7 @@ def kernel_lines(lab: Lab) -> list[str]:
     if shutil.which("conntrack") is None:
         pytest.skip("conntrack is not installed")
     head = lab.node("head")
-    commands = [line.split() for line in OWNERS_COMMANDS]
+    commands = [line.split() for line in (*OWNERS_COMMANDS, MARKING)]
     try:
         for command in commands:
             head.run(command, timeout=20)
@@ -105,12 +106,13 @@ def kernel_lines(lab: Lab) -> list[str]:
         settle(lab)
         head.sysctl("net/ipv4/ip_forward", 0)
         for command in commands:
-            undo = [{"--append": "--delete"}.get(word, word) for word in command]
+            undo = [{"--append": "--delete", "-I": "-D"}.get(word, word) for word in command]
             head.run(undo, timeout=20, check=False)
 
 
 def test_listing_is_conntracks(lab: Lab, kernel_lines: list[str], engine: Engine) -> None:
-    """The same flows, word for word as conntrack(8) shows them; packets and bytes of UDP and ICMP too."""
+    """The same flows, word for word as conntrack(8) shows them; packets and bytes of UDP and ICMP, and marks, too."""
+    engine.type([MARKING])
     with flows(lab):
         wait_for("the closed connection", lambda: "TIME_WAIT" in "".join(conntrack_lines(engine)))
         expected = ours(kernel_lines)
@@ -131,6 +133,7 @@ def test_count_delete_flush(lab: Lab, engine: Engine) -> None:
         assert len(conntrack_lines(engine, "-p", "tcp")) == 3
         assert len(conntrack_lines(engine, "-p", "tcp", "--state", "ESTABLISHED")) == 1
         assert len(conntrack_lines(engine, "-s", "10.1.0.11", "-q", UPLINK["inet2"])) == 3
+        assert len(conntrack_lines(engine, "--mark", "0")) == 7
         assert len(conntrack_lines(engine, "-d", "198.51.100.0/24")) == 2
         deleted = conntrack("-D", "-p", "udp")
         assert len(deleted.stdout.splitlines()) == 2

@@ -7,8 +7,8 @@ from support.engines import BOND_2, BOND_3, BOND_DEF, INTERFACES, ruleset
 from support.packets import address
 
 from natengine.flow.records import Allow, FlowSpec
-from natengine.nat.interfaces import InterfaceTable
-from natengine.nat.policy import Policy, SourceNat, interface_matches, join_uplinks
+from natengine.nat.interfaces import InterfaceTable, interface_matches, join_uplinks
+from natengine.nat.policy import Policy, SourceNat
 from natengine.rules.counters import RuleCounters
 from natengine.rules.evaluate import POLICY_HANDLE
 from natengine.rules.facts import PacketFacts

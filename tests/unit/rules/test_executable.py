@@ -16,6 +16,7 @@ from natengine.rules.targets import (
     Goto,
     Jump,
     Log,
+    Mark,
     Masquerade,
     Netmap,
     Redirect,
@@ -39,6 +40,9 @@ def with_rule(table: TableName, chain: str, rule: Rule) -> RuleSet:
     with_rule(NAT, "POSTROUTING", Rule(target=Masquerade())),
     with_rule(FILTER, "INPUT", Rule(matches=(MacSource(bytes(6)), *LIMITED), target=Drop())),     # nobody comes there
     with_rule(MANGLE, "FORWARD", Rule(target=Accept())),
+    with_rule(MANGLE, "FORWARD", Rule(target=Mark(1))),
+    with_rule(FILTER, "FORWARD", Rule(matches=(MarkTest(1),), target=Drop())),
+    with_rule(NAT, "POSTROUTING", Rule(matches=(MarkTest(1, connection=True),), target=Connmark(ConnmarkMode.SAVE))),
     RuleSet().new_chain(NAT, "a").append(NAT, "a", Rule(target=Netmap(Prefix(0, 0)))),
 ])
 def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
@@ -50,9 +54,8 @@ def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
     (with_rule(NAT, "OUTPUT", Rule(target=Redirect())), "natengine does not carry out REDIRECT in nat OUTPUT"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(MacSource(bytes(6)),))), "is not told MAC addresses: write -s"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(ConntrackTuple(expire=SecondsTest(1, 2)),))), "--ctexpire"),
-    (with_rule(FILTER, "FORWARD", Rule(matches=(MarkTest(1),), target=Drop())), "-m mark in table nat"),
-    (with_rule(NAT, "POSTROUTING", Rule(matches=(MarkTest(1, connection=True),))), "no mark with a flow"),
-    (with_rule(FILTER, "FORWARD", Rule(target=Connmark(ConnmarkMode.SAVE))), "write MARK"),
+    (with_rule(FILTER, "FORWARD", Rule(matches=(MarkTest(1),), target=Drop()))
+     .append(MANGLE, "PREROUTING", Rule(target=Mark(1))), "asks for a mark that chain PREROUTING sets: write MARK and"),
     (with_rule(MANGLE, "FORWARD", Rule(target=Drop())), "leaves table mangle alone"),
     (RuleSet().set_policy(TableName.RAW, "OUTPUT", Drop()), "leaves table raw alone"),
     (RuleSet().new_chain(NAT, "a").append(NAT, "a", Rule(target=Redirect()))
