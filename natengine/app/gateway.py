@@ -190,10 +190,10 @@ class Gateway:
         return decision
 
     def _settle(
-        self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int,
-        busy: bool,
+        self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, link_src: bytes,
+        at_ns: int, busy: bool,
     ) -> tuple[int, bytearray | None, int]:
-        meta = PacketMeta(hook, in_ifindex, out_ifindex, mark)
+        meta = PacketMeta(hook, in_ifindex, out_ifindex, mark, link_src)
         decision = self.engine.settle(path, packet, meta, at_ns, busy=busy)
         self._follow_up()
         hush = decision.reason is Reason.RATE_LIMIT

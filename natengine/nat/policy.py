@@ -163,7 +163,7 @@ class Policy:
             transport.icmp_type if icmp else NO_FIELD,
             transport.icmp_code if icmp else NO_FIELD,
             transport.tcp_flags if ip.proto == Proto.TCP else NO_FIELD,
-            meta.mark, ip.total_len, state, self.now_ns,
+            meta.mark, ip.total_len, state, self.now_ns, meta.link_src,
         )
 
     def _ask(self, program: Program, facts: PacketFacts) -> Outcome:

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from natengine.rules.facts import NO_FIELD, NOWHERE, PacketFacts, Surroundings
 from natengine.rules.field_tests import Predicate
 from natengine.rules.index import Index
-from natengine.rules.matches import ConntrackState, ConntrackTuple, EveryNth, Limit, RandomSample
+from natengine.rules.matches import ConntrackState, ConntrackTuple, EveryNth, Limit, MacSource, RandomSample
 from natengine.rules.model import Chain, Rule, Table
 from natengine.rules.predicates import compile_rule
 from natengine.rules.targets import (
@@ -41,7 +41,7 @@ __all__ = [
     "NO_FIELD", "POLICY_HANDLE", "UNDECIDED", "CountFunction", "Outcome", "PacketFacts", "Program", "compile_chain",
 ]
 
-PER_PACKET = (Limit, RandomSample, EveryNth)     # matches that say something else about the next packet
+PER_PACKET = (Limit, RandomSample, EveryNth, MacSource)     # matches that say something else about the next packet
 INDEX_FROM = 8                  # rules in a chain; to ask fewer one after the other is quicker
 POLICY_HANDLE: Final = -1       # the handle of an outcome, or of a count, that is the policy's
 UNDECIDED: Final = -2           # the handle of an outcome that no packet but the one at hand can have

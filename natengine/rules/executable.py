@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from natengine.errors import RuleApplyError
-from natengine.rules.matches import ConntrackTuple, MacSource, MarkTest, Match
+from natengine.rules.matches import ConntrackTuple, MarkTest, Match
 from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, TableName
 from natengine.rules.targets import (
     Accept,
@@ -87,8 +87,6 @@ def _matters(target: Target | None) -> bool:
 
 def _why_not(match: Match, *, decides: bool) -> str | None:
     """Return why a match cannot be had, or None."""
-    if isinstance(match, MacSource):
-        return "natengine is not told MAC addresses: write -s with the host's address, or -i, instead"
     if isinstance(match, ConntrackTuple) and match.expire is not None:
         return "natengine does not look at --ctexpire: leave it out"
     if isinstance(match, MarkTest) and match.connection:
