@@ -38,7 +38,7 @@ _GOES_ON = (Accept, Return, Jump, Goto, Log, Mark)
 CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = MappingProxyType({
     (TableName.FILTER, ChainName.FORWARD): (*_GOES_ON, Drop, Reject),
     (TableName.NAT, ChainName.PREROUTING): (*_GOES_ON, Dnat, Redirect, Netmap),
-    (TableName.NAT, ChainName.OUTPUT): (*_GOES_ON, Dnat),
+    (TableName.NAT, ChainName.OUTPUT): (*_GOES_ON, Dnat, Redirect, Netmap),
     (TableName.NAT, ChainName.POSTROUTING): (*_GOES_ON, Masquerade, Snat, Netmap),
 })
 
