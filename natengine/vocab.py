@@ -108,13 +108,15 @@ class PacketMeta(NamedTuple):
     """What the kernel says about a packet beside its bytes.
 
     Interface indexes are 0 where there is none: `in_ifindex` of the head's own packets,
-    `out_ifindex` before routing.
+    `out_ifindex` before routing.  `link_src` is the Ethernet address that it came from, b"" where there
+    is none: the head's own packets, and links of other kinds.
     """
 
     hook: int
     in_ifindex: int
     out_ifindex: int
     mark: int
+    link_src: bytes = b""
 
 
 class Decision(NamedTuple):

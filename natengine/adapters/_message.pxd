@@ -6,13 +6,14 @@ from libc.string cimport memcpy, memset
 
 from natengine._wire cimport HOOK_INPUT, HOOK_OUTPUT, HOOK_POSTROUTING, HOOK_PREROUTING, IS_TCP, Headers
 from natengine.adapters._nfqueue cimport (
-    NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV, NFQA_MARK, NFQA_PACKET_HDR, NFQA_PAYLOAD, NFQA_SKB_CSUMNOTREADY,
-    NFQA_SKB_GSO, NFQA_SKB_INFO, nfgenmsg, nlattr, nlmsghdr, ntohl,
+    NFQA_HWADDR, NFQA_IFINDEX_INDEV, NFQA_IFINDEX_OUTDEV, NFQA_MARK, NFQA_PACKET_HDR, NFQA_PAYLOAD,
+    NFQA_SKB_CSUMNOTREADY, NFQA_SKB_GSO, NFQA_SKB_INFO, nfgenmsg, nfqnl_msg_packet_hw, nlattr, nlmsghdr, ntohl, ntohs,
 )
 
 cdef enum:
     VERDICT_SIZE = 32                   # nlmsghdr 16, nfgenmsg 4, attribute header 4, verdict 8
     PAYLOAD_HEADER = 4
+    ETH_ALEN = 6
 
 
 cdef struct Packet:                     # one message, parsed
@@ -24,6 +25,7 @@ cdef struct Packet:                     # one message, parsed
     uint32_t out_ifindex
     uint32_t mark
     uint32_t skb_info
+    nfqnl_msg_packet_hw *link           # NULL: it came over none that has addresses
     uint8_t *payload
     uint32_t length
 
@@ -78,8 +80,17 @@ cdef inline bint parse(uint8_t *data, uint32_t length, Packet *packet) noexcept 
                 packet.mark = be32(value)
             elif attribute.nla_type == NFQA_SKB_INFO:
                 packet.skb_info = be32(value)
+        elif attribute.nla_type == NFQA_HWADDR and size >= sizeof(nfqnl_msg_packet_hw):
+            packet.link = <nfqnl_msg_packet_hw *>value
         at += (attribute.nla_len + 3) & ~<uint32_t>3
     return has_id and packet.payload != NULL and packet.payload - data >= VERDICT_SIZE + PAYLOAD_HEADER
+
+
+cdef inline bytes link_source(const Packet *packet):
+    """`PacketMeta.link_src`."""
+    if packet.link == NULL or ntohs(packet.link.hw_addrlen) != ETH_ALEN:
+        return b""
+    return packet.link.hw_addr[:ETH_ALEN]
 
 
 cdef inline bint must_be_cut(const Packet *packet) noexcept nogil:

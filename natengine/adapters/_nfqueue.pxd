@@ -48,6 +48,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint32_t ntohl(uint32_t)
+    uint16_t ntohs(uint16_t)
     uint32_t htonl(uint32_t)
     uint16_t htons(uint16_t)
 
@@ -74,6 +75,9 @@ cdef extern from "<linux/netfilter/nfnetlink.h>" nogil:
         NFNL_SUBSYS_QUEUE
 
 cdef extern from "<linux/netfilter/nfnetlink_queue.h>" nogil:
+    struct nfqnl_msg_packet_hw:
+        uint16_t hw_addrlen
+        uint8_t hw_addr[8]
     struct nfqnl_msg_packet_hdr:
         uint32_t packet_id
         uint16_t hw_protocol
@@ -89,6 +93,7 @@ cdef extern from "<linux/netfilter/nfnetlink_queue.h>" nogil:
         NFQA_MARK
         NFQA_IFINDEX_INDEV
         NFQA_IFINDEX_OUTDEV
+        NFQA_HWADDR
         NFQA_PAYLOAD
         NFQA_SKB_INFO
         NFQA_SKB_CSUMNOTREADY

@@ -39,7 +39,9 @@ from natengine._wire cimport (
     complete_transport_checksum,
 )
 from natengine.adapters._hush cimport PLACES, Hushed, hush, is_hushed, sender_of
-from natengine.adapters._message cimport PAYLOAD_HEADER, VERDICT_SIZE, Packet, lacks_checksum, must_be_cut, parse
+from natengine.adapters._message cimport (
+    PAYLOAD_HEADER, VERDICT_SIZE, Packet, lacks_checksum, link_source, must_be_cut, parse,
+)
 
 import os
 
@@ -93,8 +95,8 @@ cdef class BatchedQueue:
         queue_num: Its queue.
         table: The flow table.
         settle: Called with the GIL, and with the lock held, for each packet that the table does not
-            settle: settle(path, packet, hook, in_ifindex, out_ifindex, mark, now_ns, busy) with the packet
-            as a bytearray; returns (verdict, rewritten, ticket), `rewritten` being None or the bytearray.
+            settle: settle(path, packet, hook, in_ifindex, out_ifindex, mark, link_src, now_ns, busy) with
+            the packet as a bytearray; returns (verdict, rewritten, ticket), `rewritten` being None or the bytearray.
             With the verdict HELD there is none to send yet, but when `release` is called with the ticket.
         lock: The table's; all who use the table share it.
         cutting_queue: The number of one that is bound without GSO; it may be this one.
@@ -283,7 +285,8 @@ cdef class BatchedQueue:
         try:
             copy = PyByteArray_FromStringAndSize(<char *>packet.payload, packet.length)
             verdict, rewritten, ticket = self.settle(
-                path, copy, packet.hook, packet.in_ifindex, packet.out_ifindex, packet.mark, now, self.busy,
+                path, copy, packet.hook, packet.in_ifindex, packet.out_ifindex, packet.mark,
+                link_source(packet), now, self.busy,
             )
             if verdict == HELD:
                 self.held[ticket] = packet.packet_id

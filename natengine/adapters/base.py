@@ -26,9 +26,9 @@ Decide = Callable[[bytearray, PacketMeta, bool], Decision]      # packet, meta, 
 # a flow (`Path.MISS`)
 DROP_AND_HUSH = 3
 
-# path, packet, hook, in_ifindex, out_ifindex, mark, now_ns, busy
+# path, packet, hook, in_ifindex, out_ifindex, mark, link_src, now_ns, busy
 # -> verdict, the packet if rewritten, the ticket if held
-Settle = Callable[[int, bytearray, int, int, int, int, int, bool], tuple[int, bytearray | None, int]]
+Settle = Callable[[int, bytearray, int, int, int, int, bytes, int, bool], tuple[int, bytearray | None, int]]
 
 
 class IoStats(NamedTuple):

@@ -3,7 +3,8 @@
     ARRIVING     raw    PREROUTING     before conntrack and routing
     LEAVING      mangle POSTROUTING    after routing
     SENDING      raw    OUTPUT         the head's own, as ARRIVING, where a rule translates their destination
-    RECEIVING    mangle INPUT          the answers to them, as LEAVING
+    RECEIVING    mangle INPUT          the answers to them, as LEAVING; also over the loopback, from services of the
+                                       head's own that they were sent to
 
 The guard of a gateway that has stopped: what is not the head's own neither leaves nor arrives, and the head does
 not tell anybody that the workers' connections are gone, so that the next engine can go on with them.
@@ -54,6 +55,14 @@ class Only(enum.Enum):
     UNREACHABLE = enum.auto()       # ICMP destination unreachable
 
 
+class LocalService(NamedTuple):
+    """A service of the head's own that the head's own packets are sent to; what it answers comes over the loopback."""
+
+    address: str
+    proto: int = 0                          # 0: any
+    ports: tuple[int, int] | None = None    # first and last, of TCP or UDP; None: any
+
+
 class HookRule(NamedTuple):
     """One rule: a packet that has all of this is taken."""
 
@@ -62,6 +71,7 @@ class HookRule(NamedTuple):
     except_interface: str = ""              # any interface but this
     only: Only = Only.ANYTHING
     destination: str = ""                   # an address or a prefix
+    sender: LocalService | None = None
     has_mark: bool = False                  # the plan's mark
     action: Action = Action.QUEUE
 
@@ -81,6 +91,7 @@ class HookPlan(NamedTuple):
     addresses: tuple[str, ...] = ()         # dotted quads: packets to these are taken on any interface
     mark: int = 0                           # bits of the packet mark; 0: only what an interface says is taken
     own_destinations: tuple[str, ...] = ()  # prefixes: the head's own packets to these are taken
+    own_services: tuple[LocalService, ...] = ()     # and, where they are received, what these answer
 
     def rules(self, place: Place) -> list[HookRule]:
         """Return the rules of one place, in order."""
@@ -96,6 +107,11 @@ class HookPlan(NamedTuple):
             return [rule._replace(only=only, action=Action.DROP) for rule in rules for only in GUARDED[place]]
         if self.mark and not self.any_interface and (self.addresses or self.own_destinations):
             rules += self._marked(place, self.addresses if place is Place.ARRIVING else (), except_interface="lo")
+        if place is Place.RECEIVING:
+            # an error (of a closed port of UDP) comes from the address alone
+            hosts = dict.fromkeys(LocalService(each.address) for each in self.own_services)
+            rules += [HookRule(place, "lo", only=Only.UNREACHABLE, sender=each) for each in hosts]
+            rules += [HookRule(place, "lo", sender=each) for each in self.own_services]
         return rules
 
     @property

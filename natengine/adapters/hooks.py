@@ -6,7 +6,8 @@
     mangle POSTROUTING  -j natengine-out   -o UPLINK  -j NFQUEUE
                                            ! -o lo -m mark  -j NFQUEUE
     raw    OUTPUT       -j natengine-send     -d DESTINATION  -j MARK, then -m mark  -j NFQUEUE
-    mangle INPUT        -j natengine-receive  as natengine-out
+    mangle INPUT        -j natengine-receive  as natengine-out, and
+                                           -i lo -s ADDRESS -p tcp --sport PORT  -j NFQUEUE
 
 No `--queue-bypass`: when nobody listens on the queue, nothing passes (fail closed).  Everything is
 changed by `iptables-restore --noflush`, one transaction a chain, and touches our chains and the
@@ -20,7 +21,7 @@ import subprocess
 from typing import NamedTuple
 
 from natengine.adapters import programs
-from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, Only, Place
+from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, LocalService, Only, Place
 from natengine.errors import HostError
 
 
@@ -50,7 +51,15 @@ ONLY = {
     (Place.ARRIVING, Only.FOREIGN): "-m addrtype --dst-type UNICAST",
     (Place.LEAVING, Only.TCP_RESET): "-p tcp --tcp-flags RST RST",
     (Place.LEAVING, Only.UNREACHABLE): "-p icmp --icmp-type destination-unreachable",
+    (Place.RECEIVING, Only.UNREACHABLE): "-p icmp --icmp-type destination-unreachable",
 }
+
+
+def _protocol(service: LocalService) -> list[str]:
+    words = [f"-p {service.proto}"] if service.proto else []
+    if service.ports is not None:
+        words.append("--sport {}:{}".format(*service.ports))
+    return words
 
 
 class IptablesHooks:
@@ -118,6 +127,8 @@ class IptablesHooks:
             words.append(ONLY[rule.place, rule.only])
         if rule.destination:
             words.append(f"-d {rule.destination}")
+        if rule.sender is not None:
+            words += [f"-s {rule.sender.address}", *_protocol(rule.sender)]
         if rule.has_mark:
             words.append(f"-m mark --mark {bits}")
         targets = {Action.QUEUE: self._queue, Action.DROP: "DROP", Action.MARK: f"MARK --set-xmark {bits}"}

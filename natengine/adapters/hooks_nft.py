@@ -8,7 +8,8 @@
                                                                   iifname != "lo" meta mark  queue
         chain sending     hook output, just before raw            ip daddr DESTINATION  meta mark set
                                                                   meta mark  queue
-        chain receiving   hook input, just before mangle          as leaving
+        chain receiving   hook input, just before mangle          as leaving, and
+                                                                  iifname "lo" ip saddr ADDRESS th sport PORT  queue
 
 Every change is one transaction of `nft -f`, so both chains change at the same moment.  It rewrites the rules
 and leaves the chains where they are: a new chain and the old one would not take over from each other in
@@ -22,7 +23,7 @@ import shutil
 from typing import NamedTuple
 
 from natengine.adapters import programs
-from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, Only, Place
+from natengine.adapters.hook_plan import ALWAYS, Action, HookPlan, HookRule, LocalService, Only, Place
 from natengine.errors import HostError
 
 TABLE = "ip natengine"
@@ -52,7 +53,15 @@ ONLY = {
     (Place.ARRIVING, Only.FOREIGN): "fib daddr type unicast",
     (Place.LEAVING, Only.TCP_RESET): "tcp flags & rst == rst",
     (Place.LEAVING, Only.UNREACHABLE): "icmp type destination-unreachable",
+    (Place.RECEIVING, Only.UNREACHABLE): "icmp type destination-unreachable",
 }
+
+
+def _protocol(service: LocalService) -> list[str]:
+    words = [f"meta l4proto {service.proto}"] if service.proto else []
+    if service.ports is not None:
+        words.append("th sport {}-{}".format(*service.ports))
+    return words
 
 
 class NftHooks:
@@ -84,7 +93,11 @@ class NftHooks:
         Raises:
             HostError: It refuses.
         """
-        everything = HookPlan(("lo",), addresses=("127.0.0.1",), mark=1, own_destinations=("127.0.0.1",))
+        local = "127.0.0.1"
+        everything = HookPlan(
+            ("lo",), addresses=(local,), mark=1, own_destinations=(local,),
+            own_services=(LocalService(local, proto=6, ports=(1, 2)),),
+        )
         self._transact(TRIAL_TABLE, everything, "--check")
 
     def sync(self, plan: HookPlan) -> None:
@@ -131,6 +144,8 @@ class NftHooks:
             words.append(ONLY[rule.place, rule.only])
         if rule.destination:
             words.append(f"ip daddr {rule.destination}")
+        if rule.sender is not None:
+            words += [f"ip saddr {rule.sender.address}", *_protocol(rule.sender)]
         if rule.has_mark:
             words.append(f"meta mark & {mark:#x} == {mark:#x}")
         actions = {

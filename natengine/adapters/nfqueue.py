@@ -34,6 +34,7 @@ SO_RCVBUFFORCE = 33                 # linux/asm-generic/socket.h; not in the soc
 NLM_F_REQUEST = 1                   # linux/netlink.h
 # linux/netfilter/nfnetlink_queue.h
 NFNL_SUBSYS_QUEUE, NFQNL_MSG_CONFIG, NFQA_CFG_PARAMS, NFQNL_COPY_PACKET = 3, 2, 2, 2
+ETH_ALEN = 6
 COPY_RANGE = 65531                  # the longest payload that fits into a netlink attribute
 MESSAGE_MAX = COPY_RANGE + 4096     # a packet, and what the kernel says about it
 
@@ -45,6 +46,12 @@ def _ask_for_whole_packets(link: socket.socket, queue_num: int) -> None:
     body += struct.pack("=HH", 4 + 5, NFQA_CFG_PARAMS) + params
     kind = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_CONFIG
     link.send(struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST, 0, 0) + body)
+
+
+def _link_source(packet: Packet) -> bytes:
+    """Return `PacketMeta.link_src`, of a field of 8 bytes that an Ethernet address does not fill."""
+    field = packet.get_hw() or b""
+    return field[:ETH_ALEN] if field[ETH_ALEN:] == bytes(2) else b""
 
 
 def _carry_out(packet: Packet, decision: Decision) -> None:
@@ -115,7 +122,7 @@ class NetfilterQueueIO:
     def _callback(self, packet: Packet) -> None:
         data = bytearray(packet.get_payload())
         hook = SIDE_OF_HOOK.get(packet.hook, packet.hook)
-        meta = PacketMeta(hook, packet.indev, packet.outdev, packet.mark)
+        meta = PacketMeta(hook, packet.indev, packet.outdev, packet.mark, _link_source(packet))
         self._asking = True
         try:
             decision = self._decide(data, meta, self._socket.left <= PACKETS_PER_TURN - BUSY_AFTER)

@@ -19,7 +19,7 @@ from natengine.adapters.base import DROP_AND_HUSH, PacketIO
 from natengine.adapters.clock import now_ns
 from natengine.adapters.forwarding import Forwarding
 from natengine.adapters.hook_backends import open_hooks, remove_leftovers
-from natengine.adapters.hook_plan import HookPlan, Hooks
+from natengine.adapters.hook_plan import HookPlan, Hooks, LocalService
 from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.rawsend import RawSender
@@ -193,10 +193,10 @@ class Gateway:
         return decision
 
     def _settle(
-        self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, at_ns: int,
-        busy: bool,
+        self, path: int, packet: bytearray, hook: int, in_ifindex: int, out_ifindex: int, mark: int, link_src: bytes,
+        at_ns: int, busy: bool,
     ) -> tuple[int, bytearray | None, int]:
-        meta = PacketMeta(hook, in_ifindex, out_ifindex, mark & self._marks_of_others)
+        meta = PacketMeta(hook, in_ifindex, out_ifindex, mark & self._marks_of_others, link_src)
         decision = self.engine.settle(path, packet, meta, at_ns, busy=busy)
         self._follow_up()
         hush = decision.reason is Reason.RATE_LIMIT
@@ -273,6 +273,10 @@ class Gateway:
         return HookPlan(
             tuple(dict.fromkeys(uplinks.patterns + taken.interfaces)), uplinks.any_interface or taken.any_interface,
             addresses=tuple(map(format_ipv4, own)), mark=mark, own_destinations=tuple(map(str, taken.output)),
+            own_services=tuple(
+                LocalService(format_ipv4(each.address), each.proto, each.ports)
+                for each in taken.answering if interfaces.owns(each.address)
+            ),
         )
 
     def put_in_force(

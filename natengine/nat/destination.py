@@ -1,4 +1,4 @@
-"""Destinations that rules translate: DNAT, REDIRECT and NETMAP in nat PREROUTING, DNAT in nat OUTPUT.
+"""Destinations that rules translate: DNAT, REDIRECT and NETMAP in nat PREROUTING and OUTPUT.
 
 A rule chooses the inside endpoint; the packet's destination is the outside one.  The flow is as any other, begun
 by its peer:
@@ -8,7 +8,10 @@ by its peer:
     from the head  and its own            G > G:80       ──>  G > w1:80
 
 For the head's own packets OUTPUT is what PREROUTING is for others, and INPUT what POSTROUTING is: there an answer
-gets the source that was asked.  Where the destination is the head itself (REDIRECT) there is only the first one.
+gets the source that was asked.  Where the destination is the head itself (REDIRECT) there is only the first one; both
+ways then lead over the loopback, whatever address was asked:
+
+    from the head  to itself          G > X:80       ──>  G > 127.0.0.1:8080
 
 Limit: one client endpoint cannot reach one inside endpoint through two outside ones at a time.
 """
@@ -26,7 +29,7 @@ from natengine.nat.packet import NewPacket
 from natengine.nat.policy import Policy, is_drop
 from natengine.nat.protocols import UNTRANSLATABLE, WITH_FILTERING
 from natengine.nat.source import pick_address
-from natengine.rules.matches import PortRange
+from natengine.rules.matches import AddressRange, PortRange, TcpUdpPorts
 from natengine.rules.model import ChainName, InterfaceTest, Rule, RuleSet, TableName
 from natengine.rules.targets import Dnat, Goto, Jump, Netmap, Redirect
 from natengine.vocab import CtState, Hook, Proto, Reason, Rng
@@ -37,6 +40,7 @@ from natengine.wire.tcp import ACK, FIN, RST, SYN
 DestinationTarget = Dnat | Redirect | Netmap
 PORTS_TRIED = 128                       # as nf_nat_l4proto_unique_tuple() does
 _EVERYWHERE = Prefix(0, 0)
+_LOCALHOST = 0x7F000001
 
 
 class DestinationRules:
@@ -74,7 +78,8 @@ class DestinationRules:
             case Netmap(to):
                 return Endpoint(ip.proto, to.network | ip.dst & ~to.mask, port)
             case Redirect(ports):
-                base, address = None, interfaces.address(packet.meta.in_ifindex)
+                base = None
+                address = _LOCALHOST if packet.from_head else interfaces.address(packet.meta.in_ifindex)
                 if address is None:
                     return Reason.NO_ADDRESS
             case Dnat(addresses, ports, base):
@@ -147,12 +152,21 @@ def _why_not_new(packet: NewPacket) -> Reason | None:
 # ── where packets have to be taken ──────────────────────────────────────────────────────────────────
 
 
+class Answering(NamedTuple):
+    """Who answers the head's own packets after a rule: the inside endpoint, as far as the rule says."""
+
+    address: int
+    proto: int                          # 0: any
+    ports: PortRange | None             # of TCP or UDP
+
+
 class Taken(NamedTuple):
     """What these rules want to see beside the uplinks, and what is for an uplink's address anyway."""
 
     interfaces: tuple[str, ...]         # names or patterns; at both hooks
     any_interface: bool
     output: tuple[Prefix, ...]          # destinations of the head's own packets
+    answering: tuple[Answering, ...] = ()       # and who has them then, be it the head itself or not
 
 
 def taken_by(ruleset: RuleSet, own_addresses: frozenset[int]) -> Taken:
@@ -168,12 +182,33 @@ def taken_by(ruleset: RuleSet, own_addresses: frozenset[int]) -> Taken:
             interfaces[test.pattern] = None
         elif not (_aim(rule).mask == ALL_ONES and _aim(rule).network in own_addresses):
             any_interface = True
-    output = dict.fromkeys(_aim(rule) for rule, _ in _translating(ruleset, ChainName.OUTPUT))
-    return Taken(tuple(interfaces), any_interface, tuple(output))
+    own = [rule for rule, _ in _translating(ruleset, ChainName.OUTPUT)]
+    output = dict.fromkeys(map(_aim, own))
+    answering = dict.fromkeys(filter(None, map(_answering, own)))
+    return Taken(tuple(interfaces), any_interface, tuple(output), tuple(answering))
 
 
 def _aim(rule: Rule) -> Prefix:
     return _EVERYWHERE if rule.dst is None or rule.dst.inverted else rule.dst.prefix
+
+
+def _answering(rule: Rule) -> Answering | None:
+    """Return who answers, or None if a rule does not name one address."""
+    asked, target = _aim(rule), rule.target
+    match target:
+        case Redirect(ports):
+            address = _LOCALHOST
+        case Dnat(None, ports) if asked.mask == ALL_ONES:
+            address = asked.network
+        case Dnat(AddressRange(address, last), ports) if address == last:
+            pass
+        case _:
+            return None
+    proto = 0 if rule.proto is None or rule.proto.inverted else rule.proto.number
+    if ports is None:
+        ports = next((each.dport.ports for each in rule.matches
+                      if isinstance(each, TcpUdpPorts) and each.dport is not None and not each.dport.inverted), None)
+    return Answering(address, proto, ports if proto in (Proto.TCP, Proto.UDP) else None)
 
 
 def _translating(

@@ -26,7 +26,7 @@ def facts_of_packet(
         transport.icmp_type if icmp else NO_FIELD,
         transport.icmp_code if icmp else NO_FIELD,
         transport.tcp_flags if ip.proto == Proto.TCP else NO_FIELD,
-        mark, ip.total_len, state, now_ns,
+        mark, ip.total_len, state, now_ns, meta.link_src,
     )
 
 

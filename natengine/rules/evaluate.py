@@ -26,6 +26,7 @@ from natengine.rules.matches import (
     ConntrackTuple,
     EveryNth,
     Limit,
+    MacSource,
     MarkTest,
     Match,
     RandomSample,
@@ -303,7 +304,8 @@ def _noting(target: Passing) -> Callable[[_Walk], None]:
 
 def _is_per_packet(match: Match) -> bool:
     """Whether a match may say something else about the next packet of a flow."""
-    return isinstance(match, Limit | RandomSample | EveryNth) or (isinstance(match, MarkTest) and not match.connection)
+    changing = isinstance(match, Limit | RandomSample | EveryNth | MacSource)
+    return changing or (isinstance(match, MarkTest) and not match.connection)
 
 
 def _marks_packet(target: Target | None) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from natengine.errors import RuleApplyError
-from natengine.rules.matches import ConntrackTuple, MacSource, MarkTest, Match
+from natengine.rules.matches import ConntrackTuple, MarkTest, Match
 from natengine.rules.model import LEFT_ALONE, ChainName, Rule, RuleSet, TableName
 from natengine.rules.targets import (
     Accept,
@@ -38,7 +38,7 @@ _GOES_ON = (Accept, Return, Jump, Goto, Log, Mark, Connmark)
 CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = MappingProxyType({
     (TableName.FILTER, ChainName.FORWARD): (*_GOES_ON, Drop, Reject),
     (TableName.NAT, ChainName.PREROUTING): (*_GOES_ON, Dnat, Redirect, Netmap),
-    (TableName.NAT, ChainName.OUTPUT): (*_GOES_ON, Dnat),
+    (TableName.NAT, ChainName.OUTPUT): (*_GOES_ON, Dnat, Redirect, Netmap),
     (TableName.NAT, ChainName.POSTROUTING): (*_GOES_ON, Masquerade, Snat, Netmap),
 })
 
@@ -95,8 +95,6 @@ def _matters(target: Target | None) -> bool:
 
 def _why_not(match: Match) -> str | None:
     """Return why a match cannot be had, or None."""
-    if isinstance(match, MacSource):
-        return "natengine is not told MAC addresses: write -s with the host's address, or -i, instead"
     if isinstance(match, ConntrackTuple) and match.expire is not None:
         return "natengine does not look at --ctexpire: leave it out"
     return None

@@ -39,7 +39,8 @@ class PacketFacts(NamedTuple):
     Ports are NO_FIELD unless the packet is TCP or UDP and not a later fragment; `icmp_type` and
     `icmp_code` unless it is ICMP and not one; `tcp_flags` (one byte, FIN is 1) unless it is TCP.
     `ctstate` is exactly one state.  `length` is the packet's in bytes, from the IP header on.
-    `now_ns` is when it came.  `flow` None: the packet begins one and is translated nowhere yet.
+    `now_ns` is when it came.  `link_src` is the Ethernet address that it came from, b"" where there is none.
+    `flow` None: the packet begins one and is translated nowhere yet.
     """
 
     in_name: str
@@ -56,6 +57,7 @@ class PacketFacts(NamedTuple):
     length: int = 0
     ctstate: CtState = CtState.UNTRACKED
     now_ns: int = 0
+    link_src: bytes = b""
     flow: FlowFacts | None = None
 
     def flow_or_own(self) -> FlowFacts:

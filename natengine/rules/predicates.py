@@ -189,6 +189,12 @@ def _in_range(first: int, last: int, inverted: bool, address_of: Number) -> Pred
     return lambda facts: (first <= address_of(facts) <= last) is not inverted
 
 
+def _mac_source(match: MacSource, where: Where) -> Predicate:
+    wanted, inverted = match.address, match.inverted
+    # as xt_mac: what has no Ethernet header is not "from another address" either
+    return lambda facts: bool(facts.link_src) and (facts.link_src == wanted) is not inverted
+
+
 COMPILERS: Mapping[type[Match], Callable[[Any, Where], Predicate | None]] = MappingProxyType({
     TcpUdpPorts: _tcp_udp,
     Multiport: _multiport,
@@ -201,6 +207,6 @@ COMPILERS: Mapping[type[Match], Callable[[Any, Where], Predicate | None]] = Mapp
     IpRange: _ip_range,
     RandomSample: _random_sample,
     EveryNth: _every_nth,
-    MacSource: lambda match, where: never,              # refused before: see executable.py
+    MacSource: _mac_source,
     Comment: lambda match, where: None,
 })

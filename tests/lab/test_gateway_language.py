@@ -119,11 +119,11 @@ def test_a_file_is_tried_and_then_taken(engine: Engine, tmp_path: Path) -> None:
 def test_what_the_engine_would_not_do_is_refused(engine: Engine) -> None:
     """With what to write instead; nothing is changed."""
     before = engine.run("iptables", "-S").stdout
-    rule = "iptables -A FORWARD -m mac --mac-source 0:1:2:3:4:5 -j DROP"
+    rule = "iptables -A FORWARD -m conntrack --ctexpire 1:5 -j DROP"
     done = engine.run(*rule.split(), check=False)
     assert done.returncode == 1
     assert done.stderr == (
-        "natengine iptables: natengine is not told MAC addresses: write -s with the host's address, or -i, instead\n"
+        "natengine iptables: natengine does not look at --ctexpire: leave it out\n"
     )
     assert engine.run("iptables", "-S").stdout == before
 

@@ -19,6 +19,7 @@ from gateway_tools import (
     UPLINK,
     connect,
     curl,
+    make_socket,
     udp_socket,
     wait_for,
 )
@@ -122,6 +123,35 @@ def test_redirect(lab: Lab, start: Start, tmp_path: Path) -> None:
         body.write_bytes(bytes(range(256)) * 40_000)
         said = curl(lab.node("inet2"), f"http://{OUTSIDE}:8080/sink", "--data-binary", f"@{body}", "-H", "Expect:")
         assert said.split() == [hashlib.sha256(body.read_bytes()).hexdigest(), str(body.stat().st_size)]
+
+
+def test_the_heads_own_packets_to_a_service_of_its_own(lab: Lab, start: Start, tmp_path: Path) -> None:
+    """REDIRECT in nat OUTPUT: to the loopback, whoever was asked; who answers seems to be who was asked."""
+    head, inet2 = lab.node("head"), ADDRESS["inet2"]
+    start(
+        f"*nat\n-A OUTPUT -d {inet2} -p tcp -m tcp --dport 8080 -j REDIRECT --to-ports 3128\n"
+        "-A OUTPUT -d 127.0.0.1 -p tcp -m tcp --dport 8081 -j REDIRECT --to-ports 3128\n"
+        f"-A OUTPUT -d {OUTSIDE} -p tcp -m tcp --dport 8082 -j DNAT --to-destination 127.0.0.1:3128\n"
+        "-A OUTPUT -p udp -m udp --dport 5300:5301 -j REDIRECT --to-ports 5300-5301\n"
+        "-A POSTROUTING -o bond0.2 -j MASQUERADE\nCOMMIT\n"
+    )
+    with web_server(head, 3128), make_socket(head, socket.SOCK_DGRAM, 0) as service, udp_socket(head) as client:
+        service.bind(("127.0.0.1", 5300))
+        for url in (f"{inet2}:8080", "127.0.0.1:8081", f"{OUTSIDE}:8082", "127.0.0.1:3128"):
+            assert client_of(head, f"http://{url}/whoami") == ("127.0.0.1" if "127" in url else OUTSIDE)
+        body = tmp_path / "body"
+        body.write_bytes(bytes(range(256)) * 40_000)
+        said = curl(head, f"http://{inet2}:8080/sink", "--data-binary", f"@{body}", "-H", "Expect:")
+        assert said.split() == [hashlib.sha256(body.read_bytes()).hexdigest(), str(body.stat().st_size)]
+        client.sendto(b"question", (inet2, 5300))
+        data, asker = service.recvfrom(100)
+        service.sendto(bytes(5000), asker)
+        assert (data, asker[0], client.recvfrom(6000)) == (b"question", OUTSIDE, (bytes(5000), (inet2, 5300)))
+        client.connect((inet2, 5301))
+        client.send(b"nobody has this one")
+        with pytest.raises(ConnectionRefusedError):
+            client.recv(100)
+        assert client_of(head, f"http://{inet2}/whoami") == OUTSIDE          # other ports go where they are sent
 
 
 def test_to_another_server(lab: Lab, start: Start) -> None:

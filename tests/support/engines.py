@@ -75,9 +75,12 @@ class Gateway:
         self.engine.replace_interfaces(InterfaceTable(INTERFACES), now_ns)
         self.engine.replace_ruleset(ruleset(rules))
 
-    def process(self, packet: bytearray, hook: Hook, in_ifindex: int, out_ifindex: int) -> Decision:
+    def process(
+        self, packet: bytearray, hook: Hook, in_ifindex: int, out_ifindex: int, link_src: bytes = b""
+    ) -> Decision:
         """Let the engine decide, now."""
-        return self.engine.process(packet, PacketMeta(hook, in_ifindex, out_ifindex, 0), self.clock.now_ns)
+        meta = PacketMeta(hook, in_ifindex, out_ifindex, 0, link_src)
+        return self.engine.process(packet, meta, self.clock.now_ns)
 
     def out(self, packet: bytearray, via: int = BOND_2, *, came: int = BOND_DEF) -> Decision:
         """A forwarded packet on its way out."""

@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import pytest
 from support.backends import load_backend, table_config
@@ -23,7 +23,7 @@ from natengine.vocab import Hook, Verdict
 _nfqueue = pytest.importorskip("natengine.adapters._nfqueue", reason="the extension is not built")
 
 PACKET, VERDICT = 3 << 8, 3 << 8 | 1            # NFNL_SUBSYS_QUEUE; NFQNL_MSG_PACKET, NFQNL_MSG_VERDICT
-PACKET_HDR, VERDICT_HDR, PAYLOAD, SKB_INFO = 1, 2, 10, 14     # NFQA_*
+PACKET_HDR, VERDICT_HDR, HWADDR, PAYLOAD, SKB_INFO = 1, 2, 9, 10, 14     # NFQA_*
 CSUMNOTREADY, GSO = 1, 2                        # NFQA_SKB_*
 QUEUE, CUTTING_QUEUE = 7, 9
 NF_QUEUE = 3
@@ -53,16 +53,19 @@ class Kernel:
         self.wake_read, self.wake_write = os.pipe()
         fast = load_backend("cython").FastPath(table_config(4))
         self.asked: list[int] = []
+        self.links: list[bytes] = []
 
-        def ask(path: int, packet: bytearray, *_place: int) -> Answer:
+        def ask(path: int, packet: bytearray, *place: object) -> Answer:
             self.asked.append(path)
+            self.links.append(cast(bytes, place[4]))
             return settle(packet)
 
         self.queue = _nfqueue.BatchedQueue(ours.fileno(), QUEUE, fast, ask, self.lock, CUTTING_QUEUE)
 
-    def hand_over(self, packet_id: int, packet: bytes, *, skb_info: int = 0) -> None:
+    def hand_over(self, packet_id: int, packet: bytes, *, skb_info: int = 0, link: bytes = b"") -> None:
         body = struct.pack("!BBH", socket.AF_INET, 0, QUEUE)
         body += attribute(PACKET_HDR, struct.pack("!IHB", packet_id, 0x0800, Hook.POSTROUTING))
+        body += attribute(HWADDR, link) if link else b""
         body += attribute(SKB_INFO, struct.pack("!I", skb_info))
         body += attribute(PAYLOAD, packet)
         self.end.send(struct.pack("=IHHII", 16 + len(body), PACKET, 0, 0, 0) + body)
@@ -134,6 +137,21 @@ def test_a_held_packet_has_no_verdict() -> None:
         assert not made.queue.release(50, Verdict.DROP, None)
         assert made.verdicts() == []
         assert made.queue.errors == 0
+
+
+@pytest.mark.parametrize(("link", "told"), [
+    (bytes.fromhex("0006 0000 020000000011 0000"), "020000000011"),
+    (b"", ""),
+    (bytes.fromhex("0008 0000 0200000000112233"), ""),          # of a link that is no Ethernet
+    (bytes.fromhex("0006 0000 0200"), ""),                      # cut off: the kernel sends no such thing
+])
+def test_the_address_on_the_link(link: bytes, told: str) -> None:
+    """nfqnl_msg_packet_hw: its length, two bytes of padding, and eight bytes, of which Ethernet's has six."""
+    with kernel(lambda packet: (Verdict.ACCEPT, None, 0)) as made:
+        made.hand_over(31, PIECES[1], link=link)
+        made.serve()
+        assert made.links == [bytes.fromhex(told)]
+        assert made.verdicts() == [Sent(31, Verdict.ACCEPT, None)]
 
 
 @pytest.mark.parametrize("cut", range(5))

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from natengine.adapters import hooks
-from natengine.adapters.hook_plan import HookPlan
+from natengine.adapters.hook_plan import HookPlan, LocalService
 from natengine.adapters.hooks import IptablesHooks
 from natengine.errors import HostError
 
@@ -156,6 +156,21 @@ def test_the_heads_own_packets(iptables: FakeIptables) -> None:
     assert "*raw\n:natengine-send - [0:0]\nCOMMIT\n" in iptables.transactions
     installed.remove()
     assert iptables.jumps == iptables.chains == set()
+
+
+def test_services_of_the_heads_own(iptables: FakeIptables) -> None:
+    """What they answer is taken on the loopback, and the errors about closed ports; nothing else there."""
+    services = (LocalService("127.0.0.1", 6, (8080, 8081)), LocalService("127.0.0.1", 1), LocalService("10.1.0.1"))
+    plan = HookPlan(("bond0.2",), mark=0x10, own_destinations=("203.0.113.1/32",), own_services=services)
+    IptablesHooks((7, 7)).sync(plan)
+    unreachable = "-p icmp --icmp-type destination-unreachable"
+    assert [line for line in "".join(iptables.transactions).splitlines() if " lo " in line and "!" not in line] == [
+        f"-A natengine-receive -i lo {unreachable} -s 127.0.0.1 -j NFQUEUE --queue-num 7",
+        f"-A natengine-receive -i lo {unreachable} -s 10.1.0.1 -j NFQUEUE --queue-num 7",
+        "-A natengine-receive -i lo -s 127.0.0.1 -p 6 --sport 8080:8081 -j NFQUEUE --queue-num 7",
+        "-A natengine-receive -i lo -s 127.0.0.1 -p 1 -j NFQUEUE --queue-num 7",
+        "-A natengine-receive -i lo -s 10.1.0.1 -j NFQUEUE --queue-num 7",
+    ]
 
 
 def test_no_hairpinning_without_a_mark(iptables: FakeIptables) -> None:

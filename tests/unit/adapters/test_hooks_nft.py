@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from natengine.adapters import hooks_nft
-from natengine.adapters.hook_plan import Action, HookPlan, HookRule, Place
+from natengine.adapters.hook_plan import Action, HookPlan, HookRule, LocalService, Place
 from natengine.adapters.hooks_nft import CHAINS, NftHooks
 from natengine.errors import HostError
 
@@ -138,6 +138,18 @@ add rule ip natengine sending meta mark & 0x10 == 0x10 queue num 7
 add rule ip natengine receiving iifname "bond0.2" queue num 7
 add rule ip natengine receiving iifname != "lo" meta mark & 0x10 == 0x10 queue num 7
 """ in text
+
+
+def test_services_of_the_heads_own(nft: FakeNft) -> None:
+    """What they answer is taken on the loopback, and the errors about closed ports; nothing else there."""
+    services = (LocalService("127.0.0.1", 6, (8080, 8081)), LocalService("127.0.0.1", 1))
+    plan = HookPlan(("bond0.2",), mark=0x10, own_destinations=("203.0.113.1/32",), own_services=services)
+    NftHooks((7, 7)).sync(plan)
+    assert """\
+add rule ip natengine receiving iifname "lo" icmp type destination-unreachable ip saddr 127.0.0.1 queue num 7
+add rule ip natengine receiving iifname "lo" ip saddr 127.0.0.1 meta l4proto 6 th sport 8080-8081 queue num 7
+add rule ip natengine receiving iifname "lo" ip saddr 127.0.0.1 meta l4proto 1 queue num 7
+""" in nft.transactions[0]
 
 
 def test_a_name_that_nft_cannot_say(nft: FakeNft) -> None:

@@ -14,6 +14,7 @@ from support.engines import (
     BOND_3,
     BOND_DEF,
     INTERFACES,
+    LO,
     Gateway,
     reason_of,
     translated,
@@ -32,13 +33,13 @@ from support.packets import (
     udp,
 )
 
-from natengine.nat.destination import Taken, taken_by
+from natengine.nat.destination import Answering, Taken, taken_by
 from natengine.nat.interfaces import InterfaceTable
-from natengine.rules.matches import AddressRange, PortRange
-from natengine.rules.model import AddressTest, ChainName, InterfaceTest, ProtocolTest, Rule, TableName
+from natengine.rules.matches import AddressRange, PortRange, PortTest, TcpUdpPorts
+from natengine.rules.model import AddressTest, ChainName, InterfaceTest, ProtocolTest, Rule, RuleSet, TableName
 from natengine.rules.targets import Accept, Dnat, Drop, Jump, Masquerade, Netmap, Redirect, Snat, Target
 from natengine.settings import FilteringBehaviour, Settings
-from natengine.vocab import Hook, Interface, Reason, Route
+from natengine.vocab import Hook, Interface, Proto, Reason, Route
 from natengine.wire.addr import ALL_ONES, Prefix, mask_of_length
 
 Build = Callable[..., bytearray]
@@ -392,6 +393,53 @@ def test_from_the_head(service: Gateway, build: Build) -> None:
     assert service.engine.stats()[:2] == (0, 0)
 
 
+@both
+def test_from_the_head_to_itself(gateway: Gateway, build: Build) -> None:
+    """OUTPUT on the way there and INPUT on the way back, both over the loopback."""
+    add(gateway, Redirect(PortRange(8080, 8080)), ChainName.OUTPUT)
+    packet = build("203.0.113.1:4000 > 203.0.113.1:443")
+    assert describe(translated(gateway.process(packet, Hook.PREROUTING, 0, BOND_2))) == (
+        "203.0.113.1:4000 > 127.0.0.1:8080"
+    )
+    answer = build("127.0.0.1:8080 > 203.0.113.1:4000", *([] if build is udp else ["SA"]))
+    assert describe(translated(gateway.process(answer, Hook.POSTROUTING, LO, 0))) == (
+        "203.0.113.1:443 > 203.0.113.1:4000"
+    )
+    error = icmp_error("127.0.0.1 > 203.0.113.1", packet, 3, 3)
+    assert reason_of(gateway.process(error, Hook.POSTROUTING, LO, 0)) is Reason.ICMP_ERROR
+    assert describe(quote_of(error)) == "203.0.113.1:4000 > 203.0.113.1:443"
+    gateway.expire_all()
+    assert gateway.engine.stats()[:2] == (0, 0)
+
+
+def test_nobody_else_gets_behind_the_loopback(fastpath_backend: ModuleType) -> None:
+    """A flow of the head's own opens nothing to strangers, whatever the filtering: they are the head's own business."""
+    settings = Settings(max_flows=16, filtering=FilteringBehaviour.ENDPOINT_INDEPENDENT)
+    gateway = Gateway(fastpath_backend, settings=settings)
+    add(gateway, Redirect(PortRange(8080, 8080)), ChainName.OUTPUT)
+    translated(gateway.process(tcp("203.0.113.1:4000 > 203.0.113.1:443"), Hook.PREROUTING, 0, BOND_2))
+    assert reason_of(gateway.back(tcp("203.0.113.2:4000 > 203.0.113.1:443"))) is Reason.LOCAL_IN
+
+
+def test_what_a_service_says_to_others_over_the_loopback(service: Gateway) -> None:
+    """It is taken, too, for its port says no more; and goes on as it is."""
+    add(service, Redirect(PortRange(8080, 8080)), ChainName.OUTPUT)
+    answer = tcp("127.0.0.1:8080 > 127.0.0.1:4000", "SA")
+    assert reason_of(service.process(answer, Hook.POSTROUTING, LO, 0)) is Reason.LOCAL_IN
+
+
+def test_netmap_from_the_head(service: Gateway) -> None:
+    workers = Netmap(Prefix(W1 & mask_of_length(24), mask_of_length(24)))
+    add(service, workers, ChainName.OUTPUT, dst=AddressTest(Prefix(address("192.0.2.0"), mask_of_length(24))))
+    packet = udp("203.0.113.1:4000 > 192.0.2.11:80")
+    sent = translated(service.process(packet, Hook.PREROUTING, 0, BOND_2))
+    assert describe(sent) == "203.0.113.1:4000 > 10.1.0.11:80"
+    answer = udp("10.1.0.11:80 > 203.0.113.1:4000")
+    assert describe(translated(service.process(answer, Hook.POSTROUTING, BOND_DEF, 0))) == (
+        "192.0.2.11:80 > 203.0.113.1:4000"
+    )
+
+
 def test_prerouting_is_not_for_the_head(service: Gateway) -> None:
     """Its own packets have OUTPUT; without a rule there they go as they are."""
     packet = udp("203.0.113.1:4000 > 203.0.113.1:80")
@@ -433,7 +481,37 @@ def test_taken_by_output_and_by_chains_of_the_users_own(gateway: Gateway) -> Non
     )
     rules = rules.append(TableName.NAT, ChainName.OUTPUT, Rule(target=TO_W1, dst=AddressTest(Prefix(G))))
     rules = rules.append(TableName.NAT, ChainName.OUTPUT, Rule(target=TO_W1))
-    assert taken_by(rules, frozenset()) == Taken(("bond0.3",), False, (Prefix(G), Prefix(0, 0)))
+    answering = (Answering(W1, 0, None),)
+    assert taken_by(rules, frozenset()) == Taken(("bond0.3",), False, (Prefix(G), Prefix(0, 0)), answering)
+
+
+HTTP = TcpUdpPorts(Proto.TCP, dport=PortTest(PortRange(80, 80)))
+ANYHOW = TcpUdpPorts(Proto.TCP, dport=PortTest(PortRange(80, 80), inverted=True))
+ONE, TWO = (AddressRange(G, G + more) for more in (0, 1))
+LOCALHOST, TCP_ONLY = address("127.0.0.1"), ProtocolTest(Proto.TCP)
+
+
+@pytest.mark.parametrize(
+    ("rule", "answering"),
+    [
+        (Rule(target=Redirect()), Answering(LOCALHOST, 0, None)),
+        (Rule(target=Redirect(), proto=TCP_ONLY), Answering(LOCALHOST, 6, None)),
+        (Rule(target=Redirect(), proto=TCP_ONLY, matches=(HTTP,)), Answering(LOCALHOST, 6, PortRange(80, 80))),
+        (Rule(target=Redirect(), proto=TCP_ONLY, matches=(ANYHOW,)), Answering(LOCALHOST, 6, None)),
+        (Rule(target=Redirect(PortRange(1, 9)), proto=TCP_ONLY), Answering(LOCALHOST, 6, PortRange(1, 9))),
+        (Rule(target=Redirect(PortRange(1, 9)), proto=ProtocolTest(Proto.DCCP)), Answering(LOCALHOST, 33, None)),
+        (Rule(target=Redirect(), proto=ProtocolTest(Proto.TCP, True)), Answering(LOCALHOST, 0, None)),
+        (Rule(target=Dnat(ONE, PortRange(9, 9)), proto=TCP_ONLY), Answering(G, 6, PortRange(9, 9))),
+        (Rule(target=Dnat(None, PortRange(9, 9)), dst=AddressTest(Prefix(G))), Answering(G, 0, None)),
+        (Rule(target=Dnat(None, PortRange(9, 9))), None),
+        (Rule(target=Dnat(TWO)), None),
+        (Rule(target=Netmap(Prefix(G))), None),
+    ],
+)
+def test_who_answers_the_head(rule: Rule, answering: Answering | None) -> None:
+    """Only this is taken on the loopback."""
+    taken = taken_by(RuleSet().append(TableName.NAT, ChainName.OUTPUT, rule), frozenset())
+    assert taken.answering == (() if answering is None else (answering,))
 
 
 def test_way_to() -> None:

@@ -38,7 +38,10 @@ def with_rule(table: TableName, chain: str, rule: Rule) -> RuleSet:
     with_rule(FILTER, "FORWARD", Rule(matches=LIMITED, target=Log())),
     with_rule(FILTER, "FORWARD", Rule(matches=LIMITED, target=Accept())),
     with_rule(NAT, "POSTROUTING", Rule(target=Masquerade())),
-    with_rule(FILTER, "INPUT", Rule(matches=(MacSource(bytes(6)), *LIMITED), target=Drop())),     # nobody comes there
+    with_rule(NAT, "OUTPUT", Rule(target=Redirect())),
+    with_rule(NAT, "OUTPUT", Rule(target=Netmap(Prefix(0, 0)))),
+    with_rule(FILTER, "FORWARD", Rule(matches=(MacSource(bytes(6)),), target=Drop())),
+    with_rule(FILTER, "INPUT", Rule(matches=(ConntrackTuple(expire=SecondsTest(1, 2)),), target=Drop())), # no packet
     with_rule(MANGLE, "FORWARD", Rule(target=Accept())),
     with_rule(MANGLE, "FORWARD", Rule(target=Mark(1))),
     with_rule(FILTER, "FORWARD", Rule(matches=(MarkTest(1),), target=Drop())),
@@ -51,8 +54,6 @@ def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
 
 @pytest.mark.parametrize(("ruleset", "message"), [
     (with_rule(NAT, "PREROUTING", Rule(target=Reject())), "natengine does not carry out REJECT in nat PREROUTING"),
-    (with_rule(NAT, "OUTPUT", Rule(target=Redirect())), "natengine does not carry out REDIRECT in nat OUTPUT"),
-    (with_rule(FILTER, "FORWARD", Rule(matches=(MacSource(bytes(6)),))), "is not told MAC addresses: write -s"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(ConntrackTuple(expire=SecondsTest(1, 2)),))), "--ctexpire"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(MarkTest(1),), target=Drop()))
      .append(MANGLE, "PREROUTING", Rule(target=Mark(1))), "asks for a mark that chain PREROUTING sets: write MARK and"),
