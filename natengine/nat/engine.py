@@ -54,13 +54,13 @@ class NatEngine:
         self.log = LogBook()
         self._notices = Notices(self.log)
         self._memory = RuleMemory(rng)
-        self._marks = FlowMarks()
+        self.marks = FlowMarks()
         self.ruleset = RuleSet()
         self.counters = RuleCounters()
         self.interfaces = InterfaceTable()
         self._uplinks = Uplinks()
         self._vanished = VanishedAddresses(fast)
-        self._slow = SlowPath(fast, self.compile(self.ruleset), self._marks, settings, rng)
+        self._slow = SlowPath(fast, self.compile(self.ruleset), self.marks, settings, rng)
         self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
         self._calls = Calls(fast, self._slow, settings, install=self._install, remove=self._remove)
         self._turns = Turns(settings.new_flows_when_busy)
@@ -299,7 +299,7 @@ class NatEngine:
             found = self._fast.snapshot()
         else:
             found = [info for info in map(self._fast.info, flow_ids) if info is not None]
-        return [info._replace(mark=self._marks.of(info.spec)) for info in found] if self._marks else found
+        return [info._replace(mark=self.marks.of(info.spec)) for info in found] if self.marks else found
 
     def remove_flow(self, flow_id: int, now_ns: int) -> bool:
         """End one flow (`conntrack -D`); False if there is none."""
@@ -328,7 +328,7 @@ class NatEngine:
     def compile(self, ruleset: RuleSet, counters: RuleCounters | None = None) -> Policy:
         """Make rules ready for `replace_ruleset`, with these counters.  Changes nothing: any thread may do it."""
         uplinks = join_uplinks(self._uplinks, ruleset.uplinks())
-        return Policy(ruleset, self.interfaces, counters or self.counters, uplinks, self._memory, self._marks)
+        return Policy(ruleset, self.interfaces, counters or self.counters, uplinks, self._memory, self.marks)
 
     def replace_ruleset(
         self, ruleset: RuleSet, counters: RuleCounters | None = None, made: Policy | None = None

@@ -262,14 +262,16 @@ class SlowPath:
     def _own_flow(self, packet: NewPacket, now_ns: int) -> FlowSpec | Reason:
         """Return the flow of a packet of the head's own that is not to be translated.
 
-        Its port is held if it can be, so that no worker gets it while the head talks.
+        Its port is held if it can be, so that no worker gets it while the head talks.  What is in another host's
+        name (on its way inside) has none: that host's own packets would follow it, untranslated.
         """
+        if not self.policy.interfaces.owns(packet.ip.src):
+            return Reason.LOCAL_OUT
         if packet.ip.proto not in MAPPED:
             return self._flow_of_its_peer(packet, packet.ip.src)
         spec = self._unchanged_flow(packet, from_inside=not _answers_a_stranger(packet))
-        if self.policy.interfaces.owns(spec.inside_ip):
-            own = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)
-            self.mappings.hold(own, own, 0, now_ns)
+        own = Endpoint(spec.proto, spec.inside_ip, spec.inside_port)
+        self.mappings.hold(own, own, 0, now_ns)
         return spec
 
     def _unchanged_flow(self, packet: NewPacket, *, from_inside: bool = True) -> FlowSpec:

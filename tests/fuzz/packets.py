@@ -16,14 +16,18 @@ from pathlib import Path
 
 from support.backends import load_backend
 from support.engines import BOND_2, BOND_3, BOND_DEF, INTERFACES, OWNER_RULES, Gateway, is_held
+from support.packets import address
 
+from natengine.nat.interfaces import InterfaceTable
 from natengine.settings import SECOND_NS, FilteringBehaviour, MappingBehaviour, Settings
-from natengine.vocab import Decision, Hook, PacketMeta, Reason, Verdict
+from natengine.vocab import Decision, Hook, PacketMeta, Reason, Route, Verdict
 
 CORPUS = Path(__file__).parents[1] / "corpus" / "packets"
 HOW = {b"<": Hook.PREROUTING, b">": Hook.POSTROUTING}       # a corpus file: one of these, then the packet
 OURS = frozenset(ip for each in INTERFACES for ip in each.addresses)
 UPLINKS = (BOND_2, BOND_2, BOND_2, BOND_3)
+ROUTES = (Route(address("10.1.0.0"), 0xFFFF_FF00, BOND_DEF), Route(0, 0, BOND_2))
+LINKS = (b"", bytes(6), bytes((2, 0, 0, 0, 0, 17)))
 RULES = (
     OWNER_RULES,
     (
@@ -35,6 +39,16 @@ RULES = (
         *OWNER_RULES, "-A FORWARD -p icmp --icmp-type echo-request -j ACCEPT",
         "-A FORWARD -p tcp --syn --dport 80 -j DROP",
     ),
+    (
+        *OWNER_RULES, "-t nat -A PREROUTING -d 203.0.113.1 -p tcp -j CONNMARK --set-mark 7",
+        "-t nat -A PREROUTING -d 203.0.113.1 -p tcp --dport 80 -j DNAT --to-destination 10.1.0.11:8080",
+        "-t nat -A PREROUTING -d 203.0.113.1 -p udp --dport 1:4000 -j DNAT --to-destination 10.1.0.12:4000-4100",
+        "-A FORWARD -m connmark --mark 7 -j ACCEPT", "-A FORWARD -j CONNMARK --xor-mark 1",
+        "-A FORWARD -p udp -m mark --mark 1/1 -j REJECT", "-A FORWARD -j CONNMARK --save-mark --mask 0xf0",
+        "-A FORWARD -m mac --mac-source 02:00:00:00:00:11 -j LOG",
+        "-A FORWARD -p tcp -m statistic --mode nth --every 5 -j REJECT --reject-with tcp-reset",
+        "-A FORWARD -p icmp -m limit --limit 5/s -j ACCEPT", "-A FORWARD -p icmp -j DROP",
+    ),
 )
 # where a change decides something: version, lengths, fragments, protocol, addresses, the first words of transport
 PLACES = (0, 0, 2, 3, 6, 6, 7, 9, 9, 12, 15, 16, 19, 20, 21, 22, 23, 24, 28, 32, 33, 34, 36, 40, 48)
@@ -42,6 +56,7 @@ BYTES = (0, 1, 2, 3, 4, 5, 6, 8, 11, 12, 13, 17, 0x20, 0x40, 0x45, 0x46, 0x4F, 0
 KEPT = 4096                                                 # packets that have shown something new
 
 Packet = tuple[int, bytes]                                  # hook, and the bytes from the IP header on
+Waiting = tuple[int, int, int, bytes]                       # what `Life.check` wants of a held packet
 
 
 @functools.cache
@@ -92,7 +107,9 @@ class Life:
         self.packets = list(honest)
         self.honest = honest
         self.seen: set[tuple[int, ...]] = set()
-        self.held: list[dict[int, tuple[int, int, bytes]]] = [{} for _ in backends]     # by ticket: what `check` wants
+        self.held: list[dict[int, Waiting]] = [{} for _ in backends]        # by ticket
+        for gateway in self.gateways:
+            gateway.engine.replace_interfaces(InterfaceTable(INTERFACES, ROUTES), start)
         for hook, packet in honest:
             self.send(hook, bytearray(packet), BOND_2, BOND_DEF)
 
@@ -101,34 +118,35 @@ class Life:
         before = bytes(packet)
         answers: list[list[tuple[Reason, bytes]]] = []
         busy = self.dice.random() < 0.1
+        mark, link = self.dice.choice((0, 0, 1, 0x2F)), self.dice.choice(LINKS)
         for gateway, held in zip(self.gateways, self.held, strict=True):
             ours = bytearray(before)
             came, via = (uplink, 0) if hook == Hook.PREROUTING else (inside, uplink)
-            meta = PacketMeta(hook, came, via, 0)
+            meta = PacketMeta(hook, came, via, mark, link)
             decision = gateway.engine.process(ours, meta, gateway.clock.now_ns, busy=busy)
             if is_held(decision):
-                held[decision.ticket] = hook, inside, before
+                held[decision.ticket] = hook, inside, uplink, before
                 answers.append([(decision.reason, before)])
             else:
                 assert decision.packet is None or decision.packet is ours
                 assert decision.packet is not None or ours == before, "changed, and not said"
-                answers.append([self.check(decision, hook, inside, before)])
+                answers.append([self.check(decision, hook, inside, uplink, before)])
             answers[-1] += self.released(gateway, held)
         assert all(answer == answers[0] for answer in answers), f"the twins differ: {answers}"
         return answers[0][0][0]
 
     @staticmethod
-    def check(decision: Decision, hook: int, inside: int, before: bytes) -> tuple[Reason, bytes]:
+    def check(decision: Decision, hook: int, inside: int, uplink: int, before: bytes) -> tuple[Reason, bytes]:
         """Hold one decision to what is promised of all; return why, and the bytes that go on."""
         packet = before if decision.packet is None else bytes(decision.packet)
         assert decision.verdict is decision.reason.verdict
         assert len(packet) == len(before)
-        if hook == Hook.POSTROUTING and decision.verdict is Verdict.ACCEPT:
+        if hook == Hook.POSTROUTING and uplink != BOND_DEF and decision.verdict is Verdict.ACCEPT:
             source = int.from_bytes(packet[12:16], "big")
             assert source in OURS or not (inside or source), f"a leak, for {decision.reason.name}"
         return decision.reason, packet
 
-    def released(self, gateway: Gateway, held: dict[int, tuple[int, int, bytes]]) -> list[tuple[Reason, bytes]]:
+    def released(self, gateway: Gateway, held: dict[int, Waiting]) -> list[tuple[Reason, bytes]]:
         """Return what has become of packets that waited; each was held, and is no longer."""
         return [self.check(decision, *held.pop(decision.ticket)) for decision in gateway.released()]
 
@@ -144,7 +162,8 @@ class Life:
         hook, packet = dice.choice(self.packets if chance < 0.6 else self.honest)
         data = mutated(dice, packet, self.packets)
         before = bytes(data)
-        reason = self.send(hook, data, dice.choice(UPLINKS), BOND_DEF if chance < 0.95 else 0)
+        uplink = dice.choice(UPLINKS) if dice.random() < 0.97 else BOND_DEF         # a hairpin, either half
+        reason = self.send(hook, data, uplink, BOND_DEF if chance < 0.95 else 0)
         sign = (hook, reason, *before[:1], *before[6:7], *before[9:10], *before[20:21], *before[33:34])
         if sign not in self.seen and len(self.packets) < KEPT:
             self.seen.add(sign)
@@ -166,6 +185,7 @@ class Life:
             assert not held
             stats = gateway.engine.stats()
             assert (stats.flows, stats.mappings, stats.fragment_trains, stats.held_fragments) == (0, 0, 0, 0), stats
+            assert len(gateway.engine.marks) == 0
 
 
 def one_input(data: bytes) -> None:

@@ -178,3 +178,11 @@ def test_in_another_hosts_name(gateway: Gateway, packet: bytearray, reason: Reas
     gateway.rules("-t nat -F")
     for number in (5001, 5002):
         assert reason_of(gateway.head(udp(f"10.1.0.11:{number} > 203.0.113.2:80"))) is Reason.NO_RULE
+
+
+def test_what_goes_inside_in_a_workers_name_opens_it_no_way_out(gateway: Gateway) -> None:
+    """A transparent proxy's packet to a worker begins no flow: the worker's own packet would follow it."""
+    answer = "10.1.0.11:4723 > 203.0.113.2:1723"
+    assert reason_of(gateway.head(tcp(answer, "A"), BOND_DEF)) is Reason.LOCAL_OUT
+    assert reason_of(gateway.out(tcp(answer, "A"))) is Reason.TCP_STATE
+    assert describe(gateway.through(tcp(answer, "S"))) == "203.0.113.1:4723 > 203.0.113.2:1723"
