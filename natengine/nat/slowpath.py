@@ -188,10 +188,13 @@ class SlowPath:
         return self._new_flow(packet, self.policy.hairpin_nat(facts, asked), now_ns)
 
     def _is_forged(self, packet: NewPacket, aimed: FlowSpec) -> bool:
-        """Whether what looks like the answer to a flow from inside comes from inside itself, on its way out."""
-        came, via = packet.meta.in_ifindex, packet.meta.out_ifindex
-        comes_from_outside = self.policy.is_uplink(came) and came != aimed.inside_ifindex
-        return self.policy.is_uplink(via) and via != aimed.inside_ifindex and not comes_from_outside
+        """Whether what looks like the answer to a flow from inside comes from inside itself, on its way out.
+
+        An answer to the head's own flow (its inside interface is 0) stops here, and has no way out.
+        """
+        came, via, inside = packet.meta.in_ifindex, packet.meta.out_ifindex, aimed.inside_ifindex
+        comes_from_outside = inside != 0 and came != inside and self.policy.is_uplink(came)
+        return self.policy.is_uplink(via) and via != inside and not comes_from_outside
 
     def _is_trackable(self, packet: NewPacket) -> bool:
         """Whether a packet of the head's own begins (or goes on with) a flow that is worth a record."""

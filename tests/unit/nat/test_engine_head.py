@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
-from support.engines import BOND_2, BOND_DEF, HOLD_DOWN, Gateway, reason_of
+from support.engines import BOND_2, BOND_3, BOND_DEF, HOLD_DOWN, OWNER_RULES, Gateway, reason_of
 from support.packets import AH, address, describe, icmp, other, ping, pong, source_port, tcp, udp
 
 from natengine.vocab import Reason
@@ -178,3 +180,13 @@ def test_in_another_hosts_name(gateway: Gateway, packet: bytearray, reason: Reas
     gateway.rules("-t nat -F")
     for number in (5001, 5002):
         assert reason_of(gateway.head(udp(f"10.1.0.11:{number} > 203.0.113.2:80"))) is Reason.NO_RULE
+
+
+@pytest.mark.parametrize("inside_is_uplink", [False, True])
+def test_an_answer_to_the_head_that_would_leave(fastpath_backend: ModuleType, inside_is_uplink: bool) -> None:
+    """Sent by a host inside in the peer's name: it has no way out, also where `-o bond0.+` means the inside, too."""
+    pattern = "bond0.+" if inside_is_uplink else "bond0.3"
+    gateway = Gateway(fastpath_backend, [f"-t nat -A POSTROUTING -o {pattern} -p tcp -j MASQUERADE", OWNER_RULES[0]])
+    gateway.head(udp("203.0.113.1:5000 > 203.0.113.2:53"))
+    assert reason_of(gateway.out(udp("203.0.113.2:53 > 203.0.113.1:5000"), BOND_3)) is Reason.NO_RULE
+    assert reason_of(gateway.back(udp("203.0.113.2:53 > 203.0.113.1:5000"))) is Reason.UNCHANGED
