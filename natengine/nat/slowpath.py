@@ -106,6 +106,10 @@ class SlowPath:
             Endpoint(spec.proto, spec.inside_ip, spec.inside_port),
             Endpoint(spec.proto, spec.outside_ip, spec.outside_port), now_ns,
         )
+        self.end_second_half(spec, now_ns)
+
+    def end_second_half(self, spec: FlowSpec, now_ns: int) -> None:
+        """End the flow that hangs on one that a peer inside has begun (`nat/hairpin.py`), if there is one."""
         if not spec.from_inside:
             other = self._fast.remove(self._fast.find(second_half(spec)))
             if other is not None:

@@ -28,7 +28,7 @@ NOW_NS = 100_000 * SECOND_NS
 # What a version with layout 1 has left of `TCP` at `NOW_NS`, after its handshake.
 OF_LAYOUT_1 = bytes.fromhex(
     "0b00010a 017100cb 027100cb 409c 50c3 3500 06 01"       # inside, outside, peer; their ports; protocol, from inside
-    "01 00 07 03 01 01 0000 01000000 00e00853b7610000"      # in use, moving, allow, state, …, scales, generation, deadline
+    "01 00 07 03 01 01 0000 01000000 00e00853b7610000"      # in use, moving, what packets change
     "08000000 08000000 00020000  08000000 08000000 00020000"        # numbers of the opener and of the other
     "0200000000000000 0100000000000000 5000000000000000 2800000000000000"       # packets, bytes
     "04000000 03000000 db4d09bc"                            # uplink, inside interface, seal
