@@ -7,7 +7,7 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport UINT8_MAX, UINT16_MAX, UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from natengine._tcp_window cimport NO_SCALE, Side
+from natengine._tcp_window cimport LARGEST_WINDOW, NO_SCALE, Side
 from natengine._wire cimport IS_GRE, PPP_IN_GRE, Key
 
 
@@ -82,8 +82,10 @@ cdef inline bint is_sound(const Flow *flow) noexcept nogil:
     """Whether an engine can have left this record of a flow."""
     return (
         flow.in_use == 1 and flow.seal == seal_of(flow) and flow.moving <= 1 and flow.tcp_state < TCP_STATES
-        and flow.seen_reply <= 1 and flow.assured <= 1
+        and flow.from_inside <= 1 and flow.seen_reply <= 1 and flow.assured <= 1
         and flow.scales[0] <= NO_SCALE and flow.scales[1] <= NO_SCALE
+        and flow.sides[0].max_win <= LARGEST_WINDOW and flow.sides[1].max_win <= LARGEST_WINDOW
+        and not (flow.packets[0] | flow.packets[1] | flow.bytes[0] | flow.bytes[1]) >> 63
     )
 
 

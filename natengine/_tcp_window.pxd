@@ -15,6 +15,7 @@ cdef enum:
     FLAG_ACK = 16
     NO_SCALE = 15
     MAX_SCALE = 14
+    LARGEST_WINDOW = 0xFFFF << 14
 
     STATE_NONE = 0                  # `flow.tcp_state.TcpState`
     STATE_SYN_SENT = 1

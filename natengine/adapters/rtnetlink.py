@@ -15,6 +15,7 @@ AF_INET = 2
 IFA_F_SECONDARY = 0x01              # linux/if_addr.h
 IFF_UP = 0x1                        # linux/if.h
 MAIN_TABLE = 254                    # linux/rtnetlink.h, RT_TABLE_MAIN
+READS_AT_MOST = 5                   # while something goes on changing
 
 
 class RouteSocket:
@@ -41,7 +42,19 @@ class RouteSocket:
                 continue
 
     def read(self) -> tuple[list[Interface], list[Route]]:
-        """Return every interface as it is now, primary addresses first, and the routes of the main table."""
+        """Return every interface as it is now, primary addresses first, and the routes of the main table.
+
+        What changes while it is listed can make an address be missing that is there (NLM_F_DUMP_INTR), and its flows
+        would end: so it is read once more.
+        """
+        for _ in range(READS_AT_MOST):
+            found = self._read_once()
+            if not self._poll.poll(0):
+                break
+            self.drain()
+        return found
+
+    def _read_once(self) -> tuple[list[Interface], list[Route]]:
         addresses: dict[int, list[int]] = defaultdict(list)
         secondary: dict[int, list[int]] = defaultdict(list)
         broadcasts: dict[int, list[int]] = defaultdict(list)

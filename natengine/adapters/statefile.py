@@ -63,6 +63,8 @@ def read_header(descriptor: int, layout: Layout) -> int:
         raise Unfit("it is from another boot")
     if namespace != _namespace():
         raise Unfit("it is from another network namespace")
+    if not records:
+        raise Unfit("it has no records")
     if os.fstat(descriptor).st_size < RECORDS_AT + records * record_bytes:
         raise Unfit("its end is missing")
     return int(records)

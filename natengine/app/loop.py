@@ -77,8 +77,8 @@ class Loop:
         while self._running:
             self._io.serve(self._selector.fileno(), EXPIRE_EVERY_NS / 1e9)
             with self._io.lock:
-                for key, _ in self._selector.select(0):
-                    key.data()
+                # Before the callbacks: after a slow one (new hooks, say) the packets that have waited come first,
+                # or flows would end whose packets are there already.
                 now = now_ns()
                 if now >= next_expiry:
                     next_expiry = now + EXPIRE_EVERY_NS
@@ -87,6 +87,8 @@ class Loop:
                         if now >= due[i]:
                             due[i] = now + interval
                             callback()
+                for key, _ in self._selector.select(0):
+                    key.data()
 
     def close(self) -> None:
         """Close what the loop itself opened; tasks that still wait are told."""

@@ -29,13 +29,14 @@ from typing import Protocol
 from natengine.errors import CorruptTable
 from natengine.flow.records import FlowInfo, FlowSpec
 from natengine.flow.tcp_state import STATES
-from natengine.flow.tcp_window import UNHEARD_SIDES, Side, unhear
+from natengine.flow.tcp_window import LARGEST_WINDOW, UNHEARD_SIDES, Side, unhear
 from natengine.vocab import Proto
 from natengine.wire.tcp import NO_SCALE
 
 LAYOUT = 1                          # to be counted up when the meaning of a byte changes
 RECORD_BYTES = 128
 VOLATILE_AT = 108                   # from here on nothing is read by whoever takes the records over
+UNCOUNTED = 1 << 63                 # packets or bytes that no flow comes to
 
 _IDENTITY = Struct("=IIIHHHBB")     # inside, outside, peer address; their ports; protocol; from inside
 _IN_USE, _MOVING, _CHANGING_AT, _SEALED_AT = 20, 21, 22, 100
@@ -139,8 +140,10 @@ def _read(flow_id: int, record: bytes) -> FlowInfo:
     ) = _CHANGING.unpack_from(record, _CHANGING_AT)
     if (
         record[_IN_USE] != 1 or record[_MOVING] > 1
-        or seal != seal_of(record[:_IN_USE], inside_ifindex)
+        or seal != seal_of(record[:_IN_USE], inside_ifindex) or from_inside > 1
         or tcp_state >= STATES or seen_reply > 1 or assured > 1 or max(scale, other_scale) > NO_SCALE
+        or max(original_packets, reply_packets, original_bytes, reply_bytes) >= UNCOUNTED
+        or max(max_win, other_max_win) > LARGEST_WINDOW
     ):
         raise CorruptTable(f"record {flow_id} is none that an engine writes")
     sides = UNHEARD_SIDES

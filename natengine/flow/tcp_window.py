@@ -33,6 +33,7 @@ from natengine.wire.tcp import ACK, MAX_SCALE, NO_SCALE, RST, SYN, TcpSegment
 OPENING = frozenset({TcpState.SYN_SENT, TcpState.SYN_RECV, TcpState.SYN_SENT2})
 
 ACK_SPREAD = 65535                  # how far ACKs may overtake each other, at least
+LARGEST_WINDOW = 0xFFFF << MAX_SCALE
 PROBES = 2                          # a zero-window probe and a keepalive: one number each outside the window
 
 

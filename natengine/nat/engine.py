@@ -306,8 +306,11 @@ class NatEngine:
         return self._remove(flow_id, now_ns) is not None
 
     def _remove(self, flow_id: int, now_ns: int) -> FlowInfo | None:
-        info = self._fast.remove(flow_id)
+        """End a flow, and before it what hangs on it: whoever is killed in between leaves no half of a session."""
+        info = self._fast.info(flow_id)
         if info is not None:
+            self._slow.end_second_half(info.spec, now_ns)
+            self._fast.remove(flow_id)
             self._slow.end(info.spec, now_ns)
         return info
 

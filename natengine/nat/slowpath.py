@@ -112,6 +112,10 @@ class SlowPath:
             Endpoint(spec.proto, spec.inside_ip, spec.inside_port),
             Endpoint(spec.proto, spec.outside_ip, spec.outside_port), now_ns,
         )
+        self.end_second_half(spec, now_ns)
+
+    def end_second_half(self, spec: FlowSpec, now_ns: int) -> None:
+        """End the flow that hangs on one that a peer inside has begun (`nat/hairpin.py`), if there is one."""
         if not spec.from_inside:
             other = self._fast.remove(self._fast.find(second_half(spec)))
             if other is not None:
@@ -195,10 +199,13 @@ class SlowPath:
         return self._new_flow(packet, self.policy.hairpin_nat(facts, asked), now_ns)
 
     def _is_forged(self, packet: NewPacket, aimed: FlowSpec) -> bool:
-        """Whether what looks like the answer to a flow from inside comes from inside itself, on its way out."""
-        came, via = packet.meta.in_ifindex, packet.meta.out_ifindex
-        comes_from_outside = self.policy.is_uplink(came) and came != aimed.inside_ifindex
-        return self.policy.is_uplink(via) and via != aimed.inside_ifindex and not comes_from_outside
+        """Whether what looks like the answer to a flow from inside comes from inside itself, on its way out.
+
+        An answer to the head's own flow (its inside interface is 0) stops here, and has no way out.
+        """
+        came, via, inside = packet.meta.in_ifindex, packet.meta.out_ifindex, aimed.inside_ifindex
+        comes_from_outside = inside != 0 and came != inside and self.policy.is_uplink(came)
+        return self.policy.is_uplink(via) and via != inside and not comes_from_outside
 
     def _is_trackable(self, packet: NewPacket) -> bool:
         """Whether a packet of the head's own begins (or goes on with) a flow that is worth a record."""

@@ -19,49 +19,14 @@ from types import ModuleType
 import pytest
 from support.backends import load_backend, table_config
 from support.crash_steps import AT, CAPACITY, FINISHED, STEPS, approve_all
+from support.mortal import Killed, LeftBehind, MortalMemory, taken_over
 
 from natengine.fastpath import FastPath
-from natengine.flow.image import RECORD_BYTES
 from natengine.flow.records import FlowInfo
 
 PTRACE_SINGLESTEP = 9
 PROJECT = FilePath(__file__).parents[2]
 Identity = tuple[object, ...]
-
-
-class Killed(Exception):
-    """The engine is no more."""
-
-
-class MortalMemory:
-    """Memory whose owner dies at a store; a store is what lies in one word of 8 bytes."""
-
-    def __init__(self, stores: int) -> None:
-        self.bytes, self.left = bytearray(CAPACITY * RECORD_BYTES), stores
-
-    def __len__(self) -> int:
-        return len(self.bytes)
-
-    def __getitem__(self, part: slice) -> bytes:
-        return bytes(self.bytes[part])
-
-    def __setitem__(self, part: slice, value: bytes) -> None:
-        at, written = part.start, 0
-        while written < len(value):
-            if not self.left:
-                raise Killed
-            self.left -= 1
-            chunk = value[written:written + 8 - at % 8]
-            self.bytes[at:at + len(chunk)] = chunk
-            at, written = at + len(chunk), written + len(chunk)
-
-
-def taken_over(backend: ModuleType, memory: bytes) -> FastPath:
-    """Return the table that the next engine has."""
-    own = mmap.mmap(-1, len(memory))
-    own[:] = memory
-    table: FastPath = backend.FastPath(table_config(CAPACITY), own)
-    return table
 
 
 def flows_of(table: FastPath) -> dict[Identity, FlowInfo]:
@@ -90,9 +55,17 @@ def is_of_either(found: FlowInfo, *known: FlowInfo) -> bool:
     )
 
 
-def check(backend: ModuleType, memory: bytes, at: int, expected: list[dict[Identity, FlowInfo]]) -> None:
+@pytest.fixture
+def left(tmp_path: FilePath) -> LeftBehind:
+    return LeftBehind(tmp_path, CAPACITY)
+
+
+def check(
+    backend: ModuleType, memory: bytes, at: int, expected: list[dict[Identity, FlowInfo]], left: LeftBehind
+) -> None:
     """The engine was killed during step `at`."""
     table = taken_over(backend, memory)
+    assert left.is_sound(memory, len(table))
     found, before, after = flows_of(table), expected[at], expected[at + 1]
     assert before.keys() & after.keys() <= found.keys() <= before.keys() | after.keys()
     for identity, flow in found.items():
@@ -104,18 +77,18 @@ def check(backend: ModuleType, memory: bytes, at: int, expected: list[dict[Ident
     assert set(flows_of(table)) == set(expected[-1])
 
 
-def test_python_killed_at_every_store(expected: list[dict[Identity, FlowInfo]]) -> None:
+def test_python_killed_at_every_store(expected: list[dict[Identity, FlowInfo]], left: LeftBehind) -> None:
     """The pure twin, word by word."""
     backend, stores = load_backend("python"), 0
     while True:
-        memory = MortalMemory(stores)
+        memory = MortalMemory(CAPACITY, stores)
         table = backend.FastPath(table_config(CAPACITY), memory)
         at = 0
         try:
             for at, step in enumerate(STEPS):       # noqa: B007
                 step(table)
         except Killed:
-            check(backend, bytes(memory.bytes), at, expected)
+            check(backend, bytes(memory.bytes), at, expected, left)
             stores += 1
             continue
         break
@@ -149,7 +122,9 @@ def states_of_the_child(path: FilePath) -> Iterator[tuple[int, bytes]]:
 
 
 @pytest.mark.timeout(600)                   # a hundred thousand stops
-def test_compiled_killed_at_every_store(tmp_path: FilePath, expected: list[dict[Identity, FlowInfo]]) -> None:
+def test_compiled_killed_at_every_store(
+    tmp_path: FilePath, expected: list[dict[Identity, FlowInfo]], left: LeftBehind
+) -> None:
     """The compiled twin, instruction by instruction; what it leaves, either twin can take over."""
     backends = [load_backend("cython"), load_backend("python")]
     path = tmp_path / "records"
@@ -157,6 +132,6 @@ def test_compiled_killed_at_every_store(tmp_path: FilePath, expected: list[dict[
     stores = 0
     for at, memory in states_of_the_child(path):
         for backend in backends:
-            check(backend, memory, at, expected)
+            check(backend, memory, at, expected, left)
         stores += 1
     assert stores > 100

@@ -1,7 +1,8 @@
 """Run a fuzzer: packets (lives, twins compared), or one of the guided ones below.
 
     python -m fuzz packets  [--seconds S] [--seed N] [--lives N] [--backends cython]
-    python -m fuzz guided   [--seconds S]         packets-guided, rules, saved, config, control, in turns
+    python -m fuzz guided   [--seconds S] [--seed N]      packets-guided, rules, saved, config, control, state, in turns
+    python -m fuzz blind    --target NAME [--seconds S] [--seed N]      one of them, without coverage
 
 Guided means by coverage, with atheris (an optional package) where it is installed; else the corpus is mutated blindly.
 What fails is printed with the seed or the input that brings it back; --seed N --lives 1 plays a life once more.
@@ -21,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 CORPUS = Path(__file__).parents[1] / "corpus"
-GUIDED = ("packets", "rules", "saved", "config", "control")
+GUIDED = ("packets", "rules", "saved", "config", "control", "state")
 STEPS = 5000                                        # packets of one life
 
 
@@ -50,14 +51,14 @@ def lives(seconds: float, seed: int, most: int, backends: tuple[str, ...]) -> No
 
 def target(name: str) -> object:
     """The function that a guided fuzzer calls."""
-    from fuzz import packets, texts
+    from fuzz import packets, state, texts
 
-    return packets.one_input if name == "packets" else getattr(texts, name)
+    return {"packets": packets.one_input, "state": state.state}.get(name) or getattr(texts, name)
 
 
-def blind(name: str, seconds: float) -> None:
+def blind(name: str, seconds: float, seed: int) -> None:
     """Mutate the corpus without looking."""
-    dice, began, n = random.Random(0), time.monotonic(), 0
+    dice, began, n = random.Random(seed), time.monotonic(), 0
     seeds = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
     call = target(name)
     while time.monotonic() - began < seconds:
@@ -71,10 +72,10 @@ def blind(name: str, seconds: float) -> None:
             print(f"{name}: {bytes(data)!r}", flush=True)
             raise
         n += 1
-    print(f"{name}: {n:,} inputs in {seconds:.0f} s, without coverage (pip install atheris)")
+    print(f"{name}: {n:,} inputs in {seconds:.0f} s, seed {seed}, without coverage (pip install atheris)")
 
 
-def by_coverage(name: str, seconds: int) -> None:
+def by_coverage(name: str, seconds: int, seed: int) -> None:
     """Hand over to libFuzzer, which ends the process."""
     import atheris
 
@@ -84,27 +85,28 @@ def by_coverage(name: str, seconds: int) -> None:
         # the process ends in Fuzz(): whoever started it removes nothing but that directory's name
         atheris.Setup(
             [sys.argv[0], found, str(CORPUS / name), f"-max_total_time={seconds}", "-max_len=4096", "-verbosity=0",
-             "-print_final_stats=1", f"-artifact_prefix={os.getcwd()}/"],
+             f"-seed={seed % 2**32}", "-print_final_stats=1", f"-artifact_prefix={os.getcwd()}/"],
             call,
         )
         atheris.Fuzz()
 
 
-def guided(seconds: int) -> None:
+def guided(seconds: int, seed: int) -> None:
     """Each in a process of its own, for its share of the time."""
+    share = str(max(1, seconds // len(GUIDED)))
     for name in GUIDED:
-        argv = [sys.executable, "-m", "fuzz", "one", "--target", name, "--seconds", str(max(1, seconds // len(GUIDED)))]
+        argv = [sys.executable, "-m", "fuzz", "one", "--target", name, "--seconds", share, "--seed", str(seed)]
         done = subprocess.run(argv, stderr=subprocess.PIPE, text=True)
         runs = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
         if done.returncode:
             sys.exit(f"{name}: {done.stderr[-5000:]}")
         if runs:
-            print(f"{name}: {int(runs[0]):,} inputs, guided by coverage")
+            print(f"{name}: {int(runs[0]):,} inputs, seed {seed}, guided by coverage")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__, allow_abbrev=False)
-    parser.add_argument("what", choices=("packets", "guided", "one"))
+    parser.add_argument("what", choices=("packets", "guided", "one", "blind"))
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--lives", type=int, default=1 << 30)
@@ -114,11 +116,11 @@ def main() -> None:
     if options.what == "packets":
         lives(options.seconds, options.seed, options.lives, tuple(options.backends.split(",")))
     elif options.what == "guided":
-        guided(options.seconds)
-    elif importlib.util.find_spec("atheris"):
-        by_coverage(options.target, options.seconds)
+        guided(options.seconds, options.seed)
+    elif options.what == "one" and importlib.util.find_spec("atheris"):
+        by_coverage(options.target, options.seconds, options.seed)
     else:
-        blind(options.target, options.seconds)
+        blind(options.target, options.seconds, options.seed)
 
 
 main()

@@ -6,8 +6,11 @@ No packet with an inside source address gets to the internet meanwhile: the fixt
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import random
 import selectors
+import shutil
 import signal
 import socket
 import stat
@@ -20,7 +23,9 @@ import pytest
 from conftest import NewEngine
 from gateway_tools import (
     ADDRESS,
+    DEADLINE_S,
     ECHO,
+    PROJECT,
     UPLINK,
     answers,
     connect,
@@ -31,10 +36,15 @@ from gateway_tools import (
     is_silent,
     kill,
     ping,
+    send_raw,
     udp_socket,
+    wait_for,
+    whoami,
 )
 from natlab import Lab
 from natlab.engine import Engine
+from natlab.patience import PATIENCE
+from scapy.layers.inet import IP, UDP
 from support.backends import NAMES
 
 pytestmark = pytest.mark.lab
@@ -43,6 +53,8 @@ one_fast_path = pytest.mark.parametrize("fast_path", [NAMES[-1]], indirect=True)
 CONNECTIONS = 200
 PATIENCE_S = 60                     # a sender waits up to twice as long as the engine was away before it tries again
 AHEAD = 4096                        # bytes that a connection may be ahead of its echo
+RESTART_S = 5 * PATIENCE            # of processor time until it is ready: others may be using the processors
+NEXT_VERSION = "99.0"
 PORT_FOR_BOTH, PEER_PORT, PING_ID = 40404, 5353, 404
 SSH = 2222
 
@@ -136,22 +148,42 @@ def kill_and_start(engine: Engine) -> None:
 
 
 def stop_and_start(engine: Engine) -> None:
-    """`systemctl restart`, with this version or the next one."""
+    """`systemctl restart`."""
     assert engine.stop(signal.SIGTERM) == 0
     engine.start()
 
 
-@pytest.fixture(params=[kill_and_start, stop_and_start], ids=["killed", "stopped"])
+def upgrade(engine: Engine) -> None:
+    """A new version is put in its place while the old one runs; then `systemctl restart`."""
+    place = Path(engine.environment["PYTHONPATH"]) / "natengine"
+    shutil.copytree(PROJECT / "natengine", place, ignore=shutil.ignore_patterns("__pycache__"))
+    module = place / "__init__.py"
+    version = f'__version__ = "{NEXT_VERSION}"\n'
+    module.write_text(module.read_text() + version)
+    stop_and_start(engine)
+    assert json.loads(engine.run("status", "--json").stdout)["version"] == NEXT_VERSION
+
+
+@pytest.fixture(params=[kill_and_start, stop_and_start, upgrade], ids=["killed", "stopped", "upgraded"])
 def restart(request: pytest.FixtureRequest) -> Restart:
-    """The two ways of starting again."""
+    """The ways of starting again."""
     return request.param  # type: ignore[no-any-return]
 
 
+def processor_s(engine: Engine) -> float:
+    """What the engine has used of the processors since it was started."""
+    assert engine.process is not None
+    stat_line = Path(f"/proc/{engine.process.pid}/stat").read_text()
+    user, system = stat_line.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.fixture
-def engine(lab: Lab, new_engine: NewEngine, owners_rules: Path) -> Iterator[Engine]:
+def engine(lab: Lab, new_engine: NewEngine, owners_rules: Path, tmp_path: Path) -> Iterator[Engine]:
     """An engine that leaves a guard behind, which goes with the test; the head has a service that is older."""
+    env = {"PYTHONPATH": str(tmp_path / "next"), "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     with echo_server(lab.node("head"), SSH):
-        engine = new_engine("--rules", owners_rules, "--guard")
+        engine = new_engine("--rules", owners_rules, "--guard", env=env)
         try:
             yield engine
         finally:
@@ -178,6 +210,7 @@ def test_two_hundred_connections(engine: Engine, connections: list[socket.socket
     try:
         streams.all_go_on()
         restart(engine)
+        assert processor_s(engine) < RESTART_S
         streams.all_go_on()
     finally:
         streams.finish()
@@ -226,24 +259,65 @@ def test_mappings_of_udp_and_icmp(lab: Lab, engine: Engine, restart: Restart) ->
         assert engine.log() == ""
 
 
-def test_closed_while_it_is_stopped(lab: Lab, engine: Engine, lab_forwards: None) -> None:
+def test_closed_while_it_is_stopped(lab: Lab, lab_forwards: None, engine: Engine) -> None:
     """With the guard nothing passes in either direction, although the kernel forwards; `hooks remove` opens it.
 
-    The head itself can be reached all the time.
+    Pings go on all the time, also while an engine starts.  The head itself can be reached but for a killed one.
     """
     worker, head = lab.node("worker1"), lab.node("head")
-    assert answers(worker, ADDRESS["inet2"])
-    for end in (kill, Engine.stop):
-        end(engine)
-        assert is_silent(worker, ADDRESS["inet2"])
-        engine.start()
-    engine.stop()
-    assert is_silent(worker, ADDRESS["inet2"])
-    with connect(lab.node("inet2"), UPLINK["inet2"], SSH) as link:
-        echo(link, b"the head's own service")
-    assert answers(head, ADDRESS["inet2"])
-    engine.run("hooks", "remove")
-    assert head_state(lab).rules == ()
+    with udp_socket(worker, source_port=PORT_FOR_BOTH) as link, way_inside(lab):
+        assert answers(worker, ADDRESS["inet2"])
+        link.sendto(b"out", (ADDRESS["inet2"], PEER_PORT))      # its mapping is another way in
+        with pings(lab):
+            for end in (kill, Engine.stop):
+                end(engine)
+                assert is_silent(worker, ADDRESS["inet2"]) and not comes_in(lab, link)
+                engine.start()
+            engine.stop()
+            assert is_silent(worker, ADDRESS["inet2"]) and not comes_in(lab, link)
+        with connect(lab.node("inet2"), UPLINK["inet2"], SSH) as own:
+            echo(own, b"the head's own service")
+        assert answers(head, ADDRESS["inet2"])
+        engine.run("hooks", "remove")
+        assert head_state(lab).rules == ()
+        wait_for("what an open head lets in", lambda: comes_in(lab, link))
+
+
+@contextlib.contextmanager
+def way_inside(lab: Lab) -> Iterator[None]:
+    """inet2 believes that the head routes to worker1."""
+    way = [f"{ADDRESS['worker1']}/32", "via", UPLINK["inet2"]]
+    lab.node("inet2").run(["ip", "route", "add", *way], timeout=10)
+    try:
+        yield
+    finally:
+        lab.node("inet2").run(["ip", "route", "del", *way], timeout=10)
+
+
+def comes_in(lab: Lab, link: socket.socket) -> bool:
+    """Whether a datagram from outside gets to worker1, sent in either's name."""
+    send_raw(lab, "inet2", *(
+        IP(src=source, dst=target) / UDP(sport=PEER_PORT, dport=PORT_FOR_BOTH) / b"in"
+        for target in (ADDRESS["worker1"], UPLINK["inet2"])
+        for source in (ADDRESS["inet2"], ADDRESS["worker2"])
+    ))
+    link.settimeout(0.2)
+    with contextlib.suppress(TimeoutError):
+        return bool(link.recv(100))
+    return False
+
+
+@contextlib.contextmanager
+def pings(lab: Lab) -> Iterator[None]:
+    """worker2 pings both hosts outside, some hundred times a second."""
+    argv = ["ping", "-n", "-q", "-i", "0.004"]
+    processes = [lab.node("worker2").popen([*argv, ADDRESS[host]], stdout=-3) for host in UPLINK]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.terminate()
+            process.wait(DEADLINE_S)
 
 
 @pytest.fixture
@@ -253,6 +327,30 @@ def lab_forwards(lab: Lab) -> Iterator[None]:
     head.sysctl("net/ipv4/ip_forward", 1)
     yield
     head.sysctl("net/ipv4/ip_forward", 0)
+
+
+def test_closed_while_the_queue_is_full(lab: Lab, engine: Engine) -> None:
+    """An engine that does nothing: the kernel drops what the queue has no room for, and lets none of it pass."""
+    worker, of_what_is_sent = lab.node("worker1"), f"udp and dst port {PEER_PORT}"
+    assert engine.process is not None
+    with udp_socket(worker) as link, lab.capture("inet2", "eth0", of_what_is_sent) as seen:
+        engine.process.send_signal(signal.SIGSTOP)
+        try:
+            while not dropped_by_kernel(lab):
+                for _ in range(1000):
+                    link.sendto(b"x", (ADDRESS["inet2"], PEER_PORT))
+            assert is_silent(worker, ADDRESS["inet2"])
+            assert len(seen.packets()) == 0
+        finally:
+            engine.process.send_signal(signal.SIGCONT)
+        assert whoami(worker, "inet2")[0] == UPLINK["inet2"]
+    assert {packet[IP].src for packet in seen.packets()} == {UPLINK["inet2"]}
+
+
+def dropped_by_kernel(lab: Lab) -> int:
+    """How many packets had no room, in the queue or in the socket's buffer (/proc/net/netfilter/nfnetlink_queue)."""
+    listing = lab.node("head").run(["cat", "/proc/net/netfilter/nfnetlink_queue"], timeout=20).stdout
+    return sum(sum(map(int, line.split()[5:7])) for line in listing.splitlines())
 
 
 @one_fast_path

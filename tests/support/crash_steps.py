@@ -23,7 +23,7 @@ from natengine.flow.image import RECORD_BYTES
 from natengine.flow.records import Allow, FlowSpec, Path
 from natengine.vocab import Hook, Proto
 
-CAPACITY = 3
+CAPACITY = 5
 AT = CAPACITY * RECORD_BYTES            # of the byte that counts the steps
 FINISHED = 255
 PTRACE_TRACEME = 0
@@ -32,6 +32,14 @@ OUT, BACK = Hook.POSTROUTING, Hook.PREROUTING
 TCP = FlowSpec(Proto.TCP, 0x0A01000B, 40000, 0xCB007101, 50000, 0xCB007102, 80, True, 3, 4, Allow.ALL)
 UDP = TCP._replace(proto=Proto.UDP, outside_port=53000, peer_port=53)
 NEXT = TCP._replace(inside_ip=0x0A01000C, inside_port=1, outside_port=2, from_inside=False)
+
+CALL = TCP._replace(proto=Proto.GRE, inside_port=7, outside_port=8, peer_port=900)      # of PPTP, with its three ids
+# two hosts inside through 203.0.113.1: `nat/hairpin.py` has what each of the flows is for
+FIRST = UDP._replace(
+    inside_ip=0x0A01000C, inside_port=6000, outside_port=6000, peer_ip=0x0A01000B, peer_port=5000, from_inside=False,
+    uplink_ifindex=3,
+)
+SECOND = UDP._replace(inside_port=5000, outside_port=5001, peer_ip=0x0A01000C, peer_port=6000, uplink_ifindex=3)
 
 Step = Callable[[FastPath], object]
 
@@ -104,6 +112,18 @@ STEPS: tuple[Step, ...] = (
     passes(NEXT, BACK, SYN, seq=100),
     passes(NEXT, OUT, SYN | ACK, seq=9000, ack=101),
     passes(NEXT, BACK, RST, seq=101),
+    install(CALL),
+    passes(CALL, OUT),
+    passes(CALL, BACK),
+    install(FIRST),
+    passes(FIRST, BACK),
+    install(SECOND),
+    passes(SECOND, OUT),
+    passes(SECOND, BACK),
+    passes(FIRST, OUT),
+    remove(FIRST),
+    remove(SECOND),                     # it goes with the first
+    remove(CALL),
     lambda table: table.expire(400_000_000_000, 100),
 )
 

@@ -48,10 +48,10 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} -> {target}"
 
 
-def test_kernels_names_tests_that_exist() -> None:
-    """docs/kernels.md says what shows each difference; that test is there."""
-    named = set(re.findall(r"`(test_\w+)", (ROOT / "docs/kernels.md").read_text()))
-    lab = ROOT / "tests" / "lab"
-    sources = "\n".join(path.read_text() for path in lab.glob("test_*.py"))
-    there = set(re.findall(r"^def (test_\w+)", sources, re.M)) | {path.stem for path in lab.glob("test_*.py")}
-    assert named and named <= there
+@pytest.mark.parametrize("document", ["kernels", "reliability"])
+def test_documents_name_tests_that_exist(document: str) -> None:
+    """They say what shows each difference, and each promise; that test is there."""
+    named = set(re.findall(r"`(test_\w+)", (ROOT / f"docs/{document}.md").read_text()))
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    functions = re.findall(r"^def (test_\w+)", "\n".join(path.read_text() for path in files), re.M)
+    assert named and named <= {path.stem for path in files}.union(functions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fuzz import packets, texts
+from fuzz import packets, state, texts
 from support.backends import NAMES
 
 from natengine.nat.engine import NatEngine
@@ -65,6 +65,12 @@ def test_texts_of_the_corpus(name: str) -> None:
         data = path.read_bytes()
         for end in range(0, len(data) + 1, max(1, len(data) // 40)):
             getattr(texts, name)(data[:end])
+
+
+def test_state_files_of_the_corpus() -> None:
+    """Each is taken over or set aside, by both fast paths alike."""
+    for path in sorted((packets.CORPUS.parent / "state").iterdir()):
+        state.state(path.read_bytes())
 
 
 def test_packets_of_a_guided_fuzzer() -> None:

@@ -80,6 +80,7 @@ UNFIT: dict[str, Callable[[Path, pytest.MonkeyPatch], object]] = {
     "its end": lambda path, _: os.truncate(path, RECORDS_AT + 100),
     "layout 2": lambda path, _: (path.unlink(), StateFile(path, Layout(2, 128), RECORDS).close(keep=True)),
     "table of 17 flows": lambda path, _: (path.unlink(), written(path, 17)),
+    "no records": lambda path, _: (path.unlink(), StateFile(path, LAYOUT, 0).close(keep=True)),
     "others than root": lambda path, _: path.chmod(0o640),
     "others than root ": lambda path, _: os.link(path, path.with_name("second")),
 }

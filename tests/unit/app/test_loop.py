@@ -137,6 +137,27 @@ def test_expiry_and_timers(running: Running) -> None:
     assert {budget for _, budget in running.expired} == {loop_module.EXPIRE_BUDGET}
 
 
+def test_packets_that_waited_come_before_expiry(running: Running) -> None:
+    """A callback that took long: whose packet is there already does not end for having been idle."""
+    order: list[str] = []
+    read, write = os.pipe()
+    serve, expire = running.io.serve, running.expire
+
+    def slow() -> None:
+        os.read(read, 1)
+        order.append("slow")
+        time.sleep(0.005)               # longer than from one expiry to the next
+
+    running.io.serve = lambda *args: (order.append("packets"), serve(*args))        # type: ignore[method-assign]
+    running.loop._expire = lambda *args: (order.append("expiry"), expire(*args))[1]
+    running.loop.watch(read, slow)
+    running.while_running(lambda: os.write(write, b"x" * 20), lambda: time.sleep(0.2))
+    os.close(read)
+    os.close(write)
+    after = [order[at + 1] for at, what in enumerate(order[:-1]) if what == "slow"]
+    assert after and set(after) == {"packets"}
+
+
 def test_stop_before_run(running: Running) -> None:
     """A signal may come that early."""
     running.loop.stop()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
-from support.engines import BOND_2, BOND_DEF, HOLD_DOWN, Gateway, reason_of
+from support.engines import BOND_2, BOND_3, BOND_DEF, HOLD_DOWN, OWNER_RULES, Gateway, reason_of
 from support.packets import AH, address, describe, icmp, other, ping, pong, source_port, tcp, udp
 
 from natengine.vocab import Reason
@@ -186,3 +188,13 @@ def test_what_goes_inside_in_a_workers_name_opens_it_no_way_out(gateway: Gateway
     assert reason_of(gateway.head(tcp(answer, "A"), BOND_DEF)) is Reason.LOCAL_OUT
     assert reason_of(gateway.out(tcp(answer, "A"))) is Reason.TCP_STATE
     assert describe(gateway.through(tcp(answer, "S"))) == "203.0.113.1:4723 > 203.0.113.2:1723"
+
+
+@pytest.mark.parametrize("inside_is_uplink", [False, True])
+def test_an_answer_to_the_head_that_would_leave(fastpath_backend: ModuleType, inside_is_uplink: bool) -> None:
+    """Sent by a host inside in the peer's name: it has no way out, also where `-o bond0.+` means the inside, too."""
+    pattern = "bond0.+" if inside_is_uplink else "bond0.3"
+    gateway = Gateway(fastpath_backend, [f"-t nat -A POSTROUTING -o {pattern} -p tcp -j MASQUERADE", OWNER_RULES[0]])
+    gateway.head(udp("203.0.113.1:5000 > 203.0.113.2:53"))
+    assert reason_of(gateway.out(udp("203.0.113.2:53 > 203.0.113.1:5000"), BOND_3)) is Reason.NO_RULE
+    assert reason_of(gateway.back(udp("203.0.113.2:53 > 203.0.113.1:5000"))) is Reason.UNCHANGED
