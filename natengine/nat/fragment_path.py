@@ -21,11 +21,20 @@ from typing import NamedTuple
 from natengine.fastpath import FastPath
 from natengine.flow.records import FlowInfo
 from natengine.nat.fair_store import FairStore
-from natengine.nat.fragments import Datagram, DatagramKey, HeldFragment, Identifications, Seen, Train, fault_of
+from natengine.nat.fragments import (
+    Datagram,
+    DatagramKey,
+    HeldFragment,
+    Identifications,
+    Seen,
+    Train,
+    Untouched,
+    fault_of,
+)
 from natengine.nat.packet import NewPacket
 from natengine.nat.slowpath import SlowPath
 from natengine.settings import Settings
-from natengine.vocab import Hook, PacketMeta, Proto, Reason, Rng
+from natengine.vocab import Hook, PacketMeta, Proto, Reason, Rng, Verdict
 from natengine.wire.ipv4 import IP_FRAGMENT_WORD, Ipv4Fields, Transport, parse_transport_untrusted
 from natengine.wire.rewrite import get16, put16, rewrite_destination, rewrite_identification, rewrite_source
 
@@ -207,6 +216,8 @@ class FragmentPath:
             train = self._train(new)
             rewrite_identification(packet, train.identification)
             datagram.outcome = train
+        elif reason.verdict is Verdict.ACCEPT:
+            datagram.outcome = Untouched(reason, new.meta.in_ifindex, new.meta.out_ifindex)
         else:
             datagram.outcome = reason
         for held in self._take_held(datagram):
@@ -229,10 +240,13 @@ class FragmentPath:
             identification = self._identifications.take(spec.outside_ip, new.ip.dst, new.ip.proto)
         return Train(flow.flow_id, spec.arriving, identification, self._slow.policy)
 
-    def _follow(self, outcome: Train | Reason, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
+    def _follow(self, outcome: Train | Untouched | Reason, packet: bytearray, new: NewPacket, now_ns: int) -> Reason:
         """Do to a later fragment what was done to the first one."""
         if isinstance(outcome, Reason):
             return outcome
+        if isinstance(outcome, Untouched):
+            same = (new.meta.in_ifindex, new.meta.out_ifindex) == outcome[1:]
+            return outcome.reason if same else Reason.UPLINK_CHANGED
         flow = self._fast.info(outcome.flow_id)
         if flow is None or flow.spec.arriving != outcome.arriving:
             return Reason.FRAGMENT_ORPHAN

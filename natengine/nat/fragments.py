@@ -115,6 +115,14 @@ class Train(NamedTuple):
     rules: object               # the `Policy` that let the first one pass; while it is in force nobody is asked again
 
 
+class Untouched(NamedTuple):
+    """Why a first fragment passed as it was, and the way that it took; by another way that may be a leak."""
+
+    reason: Reason
+    in_ifindex: int
+    out_ifindex: int
+
+
 class HeldFragment(NamedTuple):
     """A later fragment that has come before the first one, and waits in the kernel for its verdict."""
 
@@ -131,7 +139,7 @@ class Datagram:
     def __init__(self, key: DatagramKey, deadline_ns: int) -> None:
         self.key, self.deadline_ns = key, deadline_ns
         self.extent: Extent | None = Extent()               # None: it was ended, and nothing of it passes any more
-        self.outcome: Train | Reason | None = None          # of its first fragment; None: that is yet to come
+        self.outcome: Train | Untouched | Reason | None = None      # of its first fragment; None: that is yet to come
         self.held: list[HeldFragment] = []                  # in order of arrival; none once there is an outcome
 
     @property

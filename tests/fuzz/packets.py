@@ -46,7 +46,7 @@ RULES = (
         "-A FORWARD -m connmark --mark 7 -j ACCEPT", "-A FORWARD -j CONNMARK --xor-mark 1",
         "-A FORWARD -p udp -m mark --mark 1/1 -j REJECT", "-A FORWARD -j CONNMARK --save-mark --mask 0xf0",
         "-A FORWARD -m mac --mac-source 02:00:00:00:00:11 -j LOG",
-        "-A FORWARD -p tcp -m statistic --mode nth --every 5 -j REJECT --reject-with tcp-reset",
+        "-A FORWARD -p tcp -m statistic --mode nth --every 5 --packet 0 -j REJECT --reject-with tcp-reset",
         "-A FORWARD -p icmp -m limit --limit 5/s -j ACCEPT", "-A FORWARD -p icmp -j DROP",
     ),
 )

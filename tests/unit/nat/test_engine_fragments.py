@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 from support.clock import SECOND_NS
-from support.engines import Gateway, is_held, reason_of
+from support.engines import INSIDE_2, Gateway, is_held, reason_of
 from support.packets import (
     AH,
     assert_checksums,
@@ -343,3 +343,11 @@ def test_a_first_fragment_outside_the_window(gateway: Gateway) -> None:
     first = fragments(tcp("203.0.113.2:53 > 203.0.113.1:5000", "R", DATA, seq=900_000), 200)[0]
     assert reason_of(gateway.back(first)) is Reason.TCP_WINDOW
     assert gateway.flow().tcp_state == TcpState.ESTABLISHED
+
+
+def test_what_is_routed_inside_opens_no_way_out(gateway: Gateway) -> None:
+    """A route that changes between two pieces of one datagram, from a network inside to an uplink: no leak."""
+    first, second, third = fragments(udp(OUT, DATA), 200)
+    assert reason_of(gateway.out(first, INSIDE_2)) is Reason.ROUTED
+    assert reason_of(gateway.out(second, INSIDE_2)) is Reason.ROUTED
+    assert reason_of(gateway.out(third)) is Reason.UPLINK_CHANGED
