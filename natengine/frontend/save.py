@@ -244,6 +244,8 @@ class _RestoreReader:
         parser = CommandParser(texts, self._lookups.both, fixed_table=table)
         try:
             command = parser.parse()
+            if command.kind is Kind.IPV6:
+                return
             if self._lookups.take_used():
                 self.lines[-1] = _without_names(line, command)
             if command.kind in _LOOKING:

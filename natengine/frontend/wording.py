@@ -60,7 +60,7 @@ Commands (the table is `filter' unless -t says otherwise; rules are numbered fro
 Rules (`!' before an option inverts it):
   [!] -s, --source ADDRESS[/MASK][,...]    [!] -d, --destination ADDRESS[/MASK][,...]
   [!] -i, --in-interface NAME[+]           [!] -o, --out-interface NAME[+]
-  [!] -p, --protocol NAME | NUMBER | all
+  [!] -p, --protocol NAME | NUMBER | all   [!] -f, --fragments
   -m, --match MATCH, with its options; -p loads that of its protocol by itself:
   -m tcp | udp       [!] --sport PORT[:PORT]   [!] --dport PORT[:PORT]
   -m tcp             [!] --tcp-flags MASK SET  [!] --syn

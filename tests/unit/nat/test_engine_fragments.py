@@ -25,7 +25,7 @@ from support.packets import (
 
 from natengine.flow.tcp_state import TcpState
 from natengine.settings import Settings
-from natengine.vocab import Reason
+from natengine.vocab import Reason, Verdict
 
 OUT, BACK = "10.1.0.11:5000 > 203.0.113.2:53", "203.0.113.2:53 > 203.0.113.1:5000"
 DATA = bytes(range(256)) * 2
@@ -343,3 +343,11 @@ def test_a_first_fragment_outside_the_window(gateway: Gateway) -> None:
     first = fragments(tcp("203.0.113.2:53 > 203.0.113.1:5000", "R", DATA, seq=900_000), 200)[0]
     assert reason_of(gateway.back(first)) is Reason.TCP_WINDOW
     assert gateway.flow().tcp_state == TcpState.ESTABLISHED
+
+
+@pytest.mark.parametrize(("option", "passes"), [("-f", True), ("! -f", False)])
+def test_to_the_rules_a_datagram_is_whole(gateway: Gateway, option: str, passes: bool) -> None:
+    """As to those of a kernel with conntrack: nothing that they see is a later fragment."""
+    gateway.rules(f"-A FORWARD {option} -j DROP")
+    decisions = [gateway.out(piece) for piece in fragments(udp("10.1.0.11:5000 > 203.0.113.2:53", bytes(600)), 200)]
+    assert {each.verdict is Verdict.ACCEPT for each in decisions} == {passes}
