@@ -54,6 +54,8 @@ def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
     (with_rule(FILTER, "FORWARD", Rule(matches=(MarkTest(1),), target=Drop())), "-m mark in table nat"),
     (with_rule(NAT, "POSTROUTING", Rule(matches=(MarkTest(1, connection=True),))), "no mark with a flow"),
     (with_rule(FILTER, "FORWARD", Rule(target=Connmark(ConnmarkMode.SAVE))), "write MARK"),
+    (with_rule(NAT, "INPUT", Rule(target=Netmap(Prefix(0, 0)))), "does not carry out NETMAP in nat INPUT"),
+    (with_rule(NAT, "INPUT", Rule(target=Log())), "does not carry out LOG in nat INPUT"),
     (with_rule(MANGLE, "FORWARD", Rule(target=Drop())), "leaves table mangle alone"),
     (RuleSet().set_policy(TableName.RAW, "OUTPUT", Drop()), "leaves table raw alone"),
     (RuleSet().new_chain(NAT, "a").append(NAT, "a", Rule(target=Redirect()))
