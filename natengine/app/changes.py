@@ -16,12 +16,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from natengine.errors import ControlError
-from natengine.frontend.iptables import parse_command
+from natengine.frontend.iptables import Kind, parse_command
 from natengine.frontend.save import REPLACE, RestoreOptions, dump, parse_restore
-from natengine.frontend.wording import left_alone
+from natengine.frontend.wording import only_kept
 from natengine.rules.counters import RuleCounters
 from natengine.rules.executable import check_executable
-from natengine.rules.model import LEFT_ALONE, RuleSet, TableName
+from natengine.rules.model import RuleSet, TableName
 
 if TYPE_CHECKING:
     from natengine.app.gateway import Gateway
@@ -59,8 +59,8 @@ class Changes:
                 return warnings
 
             warnings = gateway.call(exchange)
-        if command.adds_rules and command.table in LEFT_ALONE:
-            warnings = [*warnings, left_alone(after.table(command.table))]
+        if command.adds_rules or command.kind is Kind.POLICY:
+            warnings = [*warnings, *only_kept(after.table(command.table), command.chain)]
         return warnings
 
     def restore(

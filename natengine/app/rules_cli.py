@@ -38,6 +38,7 @@ def _iptables(argv: Sequence[str], run_dir: Path) -> int:
     if command.kind in (Kind.HELP, Kind.VERSION):
         print(help_text() if command.kind is Kind.HELP else version_text(), end="")
         return 0
+    said = ""
     if command.kind in LISTINGS:
         ruleset, counters = parse_restore(ask(run_dir, "save", counters=True)["text"])
         command.apply(ruleset)                  # refuses a chain that is not there
@@ -47,8 +48,8 @@ def _iptables(argv: Sequence[str], run_dir: Path) -> int:
         print(text, end="")
         if not command.zero:
             return 0
-    said = ""
-    if command.verbose and command.kind not in LISTINGS:
+        said = say(command, ruleset)
+    elif command.verbose:
         said = say(command, parse_restore(ask(run_dir, "save")["text"])[0])
     answer = ask(run_dir, "change", argv=command.to_argv())
     print(said, end="")

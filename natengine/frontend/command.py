@@ -14,7 +14,7 @@ from natengine.errors import RuleApplyError, RuleSyntaxError
 from natengine.frontend.printers import rule_words, target_words
 from natengine.frontend.target_printers import target_name
 from natengine.rules.counters import Count, RuleCounters
-from natengine.rules.matches import AddressTest
+from natengine.rules.matches import AddressTest, Limit
 from natengine.rules.model import NO_RULE, Chain, Rule, RuleSet, TableName
 from natengine.rules.targets import Goto, Jump, Policy, Target
 from natengine.rules.validate import check_placement, check_table
@@ -36,6 +36,7 @@ class Kind(enum.Enum):
     NEW_CHAIN = "N"
     DELETE_CHAIN = "X"
     RENAME_CHAIN = "E"
+    IPV6 = "6"              # a line of a restored text that is not for us
     HELP = "h"
     VERSION = "V"
 
@@ -56,7 +57,8 @@ class Command:
         sources, destinations: What `-s` and `-d` list; the command is about every pair of them.
         counters: What `-c` sets the new rules' counters to.
         new_name: What `-E` renames the chain to.
-        zero: `-Z` beside `-L` or `-S`: zero what was listed, afterwards.
+        zero: `-Z` beside `-L` or `-S`: zero the chain, whatever rule of it was listed, afterwards.
+        zeroes_rule: That `-Z` has the number: only this rule is zeroed.
         flush_flows: End every flow when the rules have changed; else they stay.
     """
 
@@ -75,6 +77,7 @@ class Command:
     exact: bool = False
     line_numbers: bool = False
     zero: bool = False
+    zeroes_rule: bool = False
     flush_flows: bool = False
 
     @property
@@ -164,13 +167,17 @@ class Command:
             words += [word.text for word in (*rule_words(self.rule), *target_words(self.rule.target))]
         if self.counters is not None:
             words += ["-c", str(self.counters.packets), str(self.counters.bytes)]
-        flags = {"-n": self.numeric, "-v": self.verbose, "-x": self.exact,
-                 "--line-numbers": self.line_numbers, "-Z": self.zero, "--flush-flows": self.flush_flows}
+        # only behind -Z and its number -L is one more
+        flags = {f"-{self.kind.value}": self.zeroes_rule, "-n": self.numeric, "-v": self.verbose, "-x": self.exact,
+                 "--line-numbers": self.line_numbers, "-Z": self.zero and not self.zeroes_rule,
+                 "--flush-flows": self.flush_flows}
         return words + [flag for flag, given in flags.items() if given]
 
     def _command_words(self) -> list[str]:
         if self.chain is None:
             return [f"-{self.kind.value}"]
+        if self.zeroes_rule:
+            return [f"{_ODD_CHAIN_OPTIONS[Kind.ZERO]}={self.chain}"]
         # An optional argument that looks like an option must be attached, and only a long option can
         # attach an empty one.
         if self.kind in _ODD_CHAIN_OPTIONS and (not self.chain or self.chain[0] in "-!"):
@@ -209,7 +216,7 @@ class Command:
             raise
 
     def _put(self, ruleset: RuleSet) -> RuleSet:
-        for rule in self.rules:
+        for rule in map(_as_kept, self.rules):
             check_placement(self.table, self._chain, rule)
             if self.kind is Kind.APPEND:
                 ruleset = ruleset.append(self.table, self._chain, rule)
@@ -237,10 +244,17 @@ class Command:
         for chain in ruleset.table(self.table).chains:
             if self.chain not in (None, chain.name):
                 continue
-            if self.number is None:
+            if self.number is None or (self.zero and not self.zeroes_rule):
                 counters.zero_chain(ruleset, self.table, chain.name)
             elif self.number <= len(chain.rules):
                 counters.zero_rule(chain.rules[self.number - 1].handle)
+
+
+def _as_kept(rule: Rule) -> Rule:
+    """Return a rule as the kernel keeps it: to it a burst of 0 means the usual one."""
+    limits = [each for each in rule.matches if isinstance(each, Limit) and not each.burst]
+    matches = tuple(replace(each, burst=Limit().burst) if each in limits else each for each in rule.matches)
+    return replace(rule, matches=matches) if limits else rule
 
 
 def _address_words(option: str, tests: tuple[AddressTest | None, ...]) -> list[str]:

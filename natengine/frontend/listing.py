@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from natengine.frontend.command import Command, Kind
 from natengine.frontend.names import HostName, ServiceName, protocol_name
-from natengine.frontend.printers import address_text, interface_text, rule_text, rule_words, target_words
+from natengine.frontend.printers import (
+    address_text,
+    interface_text,
+    options_text,
+    rule_text,
+    rule_words,
+    target_words,
+)
 from natengine.frontend.printing import Style
 from natengine.frontend.target_printers import target_name
 from natengine.rules.counters import Count, RuleCounters
@@ -130,7 +137,7 @@ class _Columns:
         if self.verbose:
             width = 8 if self.exact else 5
             text += "".join(f"{format_count(value, exact=self.exact):>{width}} " for value in count)
-        text += f"{target_name(rule.target):<9} {self._protocol(rule)}-- "
+        text += f"{target_name(rule.target):<9} {self._protocol(rule)}{options_text(rule)} "
         if self.verbose:
             text += "".join(f" {interface_text(test, self.style):<6}" for test in (rule.in_iface, rule.out_iface)) + " "
         addresses = address_text(rule.src, self.style) + address_text(rule.dst, self.style)

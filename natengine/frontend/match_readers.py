@@ -53,8 +53,7 @@ class LimitReader(Reader[Match]):
         if option == "limit":
             self.interval = _interval(values[0])
         else:
-            # 0 is the default to iptables
-            self.burst = self.number(option, values[0], last=MAX_BURST) or self.burst
+            self.burst = self.number(option, values[0], last=MAX_BURST)
 
     def build(self) -> Match:
         return Limit(self.interval, self.burst)

@@ -71,22 +71,24 @@ OPTIONS = (
     Option("0", ("line-numbers",)),
     Option("1", ("flush-flows",)),
     Option("w", ("wait",), Argument.OPTIONAL),
+    Option("W", ("wait-interval",), Argument.REQUIRED),
+    Option("M", ("modprobe",), Argument.REQUIRED),
     Option("4", ("ipv4",)),
+    Option("6", ("ipv6",)),
     Option("h", ("help",)),
     Option("V", ("version",)),
 )
-NOT_YET = frozenset("f")                # iptables has it
 COMMAND_LETTERS = frozenset("ACDIRPLSFZNXE")
-INVERTIBLE = frozenset("sdiop")
+INVERTIBLE = frozenset("sdiopf")
 
 _ONLY_LONG = "01"
 _BY_LETTER = {option.letter: option for option in OPTIONS if option.letter not in _ONLY_LONG}
 _NOT_IPTABLES = ("flush-flows",)        # must be written out, so that iptables' abbreviations stay what they are
 
-# Which options a command takes, beside -t, -v and -w.  Looked through in this order for one that does
-# not belong, so that the same one is named as in iptables.
+# Which options a command takes, beside those that go with each of them (-t, -v, -w, …).  Looked through in this order
+# for one that does not belong, so that the same one is named as in iptables.
 _CHECK_ORDER = "nsdpjxio0cfm"
-_RULE_OPTIONS = frozenset("sdpjiom")
+_RULE_OPTIONS = frozenset("sdpjiomf")
 _ALLOWED = {
     Kind.APPEND: _RULE_OPTIONS | {"c"},
     Kind.INSERT: _RULE_OPTIONS | {"c"},

@@ -29,7 +29,6 @@ from natengine.frontend.names import MAX_COUNTER, Lookups, parse_number, protoco
 from natengine.frontend.options import (
     COMMAND_LETTERS,
     INVERTIBLE,
-    NOT_YET,
     AnyReader,
     Argument,
     ExtensionUse,
@@ -46,7 +45,9 @@ from natengine.rules.targets import Goto, Jump, Policy, Target
 from natengine.rules.validate import check_form, check_policy
 
 _MAX_RULE_NUMBER = 2**31 - 1
+_ANYWHERE = frozenset("v1wW")
 _RULE_COMMANDS = (Kind.APPEND, Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.CHECK)
+_LIST_AND_ZERO = tuple(pair for each in LISTINGS for pair in ((each, Kind.ZERO), (Kind.ZERO, each)))
 _TAKES_NUMBER = (Kind.INSERT, Kind.DELETE, Kind.REPLACE, Kind.LIST, Kind.LIST_RULES, Kind.ZERO)
 
 
@@ -60,7 +61,7 @@ class CommandParser:
         self._fixed_table = fixed_table
         self._table = fixed_table or TableName.FILTER
         self._kind: Kind | None = None
-        self._zero = False
+        self._zero = self._zeroes_rule = False
         self._chain: str | None = None
         self._number: int | None = None
         self._policy: Policy | None = None
@@ -73,6 +74,7 @@ class CommandParser:
         self._addresses: dict[str, tuple[str, bool, int]] = {}      # text, inverted, position
         self._interfaces: dict[str, InterfaceTest | None] = {}
         self._proto: ProtocolTest | None = None
+        self._fragment: bool | None = None
         self._counters: Count | None = None
 
     def parse(self) -> Command:
@@ -96,7 +98,7 @@ class CommandParser:
                 self._read_short(word)
             else:
                 raise RuleSyntaxError(f"Bad argument `{word}'")
-            if self._kind in (Kind.HELP, Kind.VERSION):
+            if self._kind in (Kind.HELP, Kind.VERSION, Kind.IPV6):
                 return Command(self._kind)
         if self._inverted:
             raise RuleSyntaxError("nothing appropriate following !")
@@ -184,8 +186,6 @@ class CommandParser:
     # --- one option ---------------------------------------------------------------------------------
 
     def _handle(self, letter: str, value: str | None) -> None:
-        if letter in NOT_YET:
-            raise RuleSyntaxError(f"option -{letter} is not available in natengine")
         if letter in COMMAND_LETTERS:
             self._set_command(Kind(letter), value)
             return
@@ -194,30 +194,38 @@ class CommandParser:
             names = {"t": "unexpected ! flag before --table", "m": "unexpected ! flag before --match",
                      "g": "cannot have ! before -j"}
             raise RuleSyntaxError(names.get(letter, f"cannot have ! before -{letter}"))
-        if letter in "sdpjgion0xc":
+        if letter in "sdpjgion0xcf":
             # to iptables, -g is a kind of -j
             named = "j" if letter == "g" else letter
             if named in self._given:
                 raise RuleSyntaxError(f"multiple -{named} flags not allowed")
             self._given.add(named)
-        elif letter in "v1":
+        elif letter in "v1wW":
             self._given.add(letter)
         if letter in "hV":
             self._kind = Kind(letter)
+        elif letter == "6":
+            self._skip_ipv6()
+        elif letter == "f":
+            self._fragment = not inverted
         elif letter in _HANDLERS:
             _HANDLERS[letter](self, letter, value or "", inverted)
+
+    def _skip_ipv6(self) -> None:
+        if self._fixed_table is None:
+            raise RuleSyntaxError("natengine is for IPv4 only: use ip6tables")
+        self._kind = Kind.IPV6
 
     def _set_command(self, kind: Kind, value: str | None) -> None:
         if self._inverted:
             raise RuleSyntaxError("unexpected '!' flag")
-        if kind is Kind.ZERO and self._kind in LISTINGS:
+        if self._kind is None:
+            self._kind = kind
+        elif not self._zero and (kind, self._kind) in _LIST_AND_ZERO:
+            self._kind = kind if kind in LISTINGS else self._kind
             self._zero = True
-            return
-        if self._kind is Kind.ZERO and kind in LISTINGS:
-            self._zero = True
-        elif self._kind is not None:
+        else:
             raise RuleSyntaxError(f"Cannot use -{kind.value} with -{self._kind.value}")
-        self._kind = kind
         chain = self._take_value() if value is None else value
         self._chain = self._chain if chain is None else chain
         if chain is None:
@@ -244,6 +252,9 @@ class CommandParser:
         self._number = parse_number(text, _MAX_RULE_NUMBER)
         if not self._number:
             raise RuleSyntaxError(f"Invalid rule number `{text}'")
+        if kind is Kind.ZERO:
+            self._zeroes_rule = True
+            self._kind, self._zero = kind, False        # to iptables, -L is forgotten then, if it stands before
 
     def _read_policy(self) -> None:
         text = self._take_value()
@@ -306,17 +317,29 @@ class CommandParser:
         self._counters = parse_counters(packets, second)
 
     def _read_wait(self, letter: str, value: str, inverted: bool) -> None:
+        self._refuse_in_text(letter)
         seconds = value or self._take_value()
         if seconds and parse_number(seconds, MAX_COUNTER) is None:
             raise RuleSyntaxError("wait seconds not numeric")
+
+    def _read_wait_interval(self, letter: str, value: str, inverted: bool) -> None:
+        self._refuse_in_text(letter)
+        if parse_number(value, MAX_COUNTER) is None:
+            raise RuleSyntaxError("wait interval not numeric")
+
+    def _refuse_in_text(self, letter: str) -> None:
+        if self._fixed_table is not None:
+            raise RuleSyntaxError(f"You cannot use `-{letter}' from iptables-restore")
 
     # --- all options together -----------------------------------------------------------------------
 
     def _finish(self) -> Command:
         if self._kind is None:
             raise RuleSyntaxError("no command specified")
+        if "W" in self._given and "w" not in self._given:
+            raise RuleSyntaxError("--wait-interval only makes sense with --wait")
         rule = self._rule()
-        wrong = misplaced(self._kind, self._number, self._given - {"v", "1"})
+        wrong = misplaced(self._kind, self._number, self._given - _ANYWHERE)
         if wrong is not None:
             raise RuleSyntaxError(f"Illegal option `-{wrong}' with this command")
         has_rule = self._kind in _RULE_COMMANDS and not (self._kind is Kind.DELETE and self._number)
@@ -324,7 +347,8 @@ class CommandParser:
             self._kind, self._table, self._chain, self._number, rule if has_rule else None,
             self._tests_of("s"), self._tests_of("d"), self._policy, self._counters, self._new_name,
             numeric="n" in self._given, verbose="v" in self._given, exact="x" in self._given,
-            line_numbers="0" in self._given, zero=self._zero, flush_flows="1" in self._given)
+            line_numbers="0" in self._given, zero=self._zero,
+            zeroes_rule=self._zero and self._zeroes_rule, flush_flows="1" in self._given)
         if command.flush_flows and not command.changes_rules:
             raise RuleSyntaxError("Illegal option `--flush-flows' with this command")
         if self._kind is Kind.REPLACE and len(command.rules) > 1:
@@ -339,7 +363,7 @@ class CommandParser:
         matches = tuple(reader.finish() for reader in self._matches)
         target = self._jump if self._target is None else self._target.finish()
         return Rule(in_iface=self._interfaces.get("i"), out_iface=self._interfaces.get("o"),
-                    proto=self._proto, matches=matches, target=target)
+                    proto=self._proto, fragment=self._fragment, matches=matches, target=target)
 
 
 _HANDLERS: dict[str, Callable[[CommandParser, str, str, bool], None]] = {
@@ -354,4 +378,5 @@ _HANDLERS: dict[str, Callable[[CommandParser, str, str, bool], None]] = {
     "g": CommandParser._read_target,
     "c": CommandParser._read_counters,
     "w": CommandParser._read_wait,
+    "W": CommandParser._read_wait_interval,
 }

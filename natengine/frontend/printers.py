@@ -26,6 +26,8 @@ def rule_words(rule: Rule) -> list[QuotedWord]:
             words += [*negation(iface.inverted), *plain(option), name]
     if rule.proto is not None:
         words += [*negation(rule.proto.inverted), *plain("-p", protocol_name(rule.proto.number))]
+    if rule.fragment is not None:
+        words += [*negation(not rule.fragment), *plain("-f")]
     for match in rule.matches:
         words += MATCH_PRINTERS[type(match)].words(match)
     return words
@@ -59,6 +61,11 @@ def address_text(test: AddressTest | None, style: Style) -> str:
         text = (name or address) + ("" if length == "32" else f"/{length}")
     flag = "!" if test is not None and test.inverted else " "
     return f"{flag}{text:<19} "
+
+
+def options_text(rule: Rule) -> str:
+    """Return what stands in the column `opt`."""
+    return "--" if rule.fragment is None else "-f" if rule.fragment else "!f"
 
 
 def interface_text(test: InterfaceTest | None, style: Style) -> str:

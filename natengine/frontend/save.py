@@ -27,7 +27,7 @@ from natengine.frontend.listing import rule_line
 from natengine.frontend.names import HostLookup, Lookups, ServiceLookup
 from natengine.frontend.parser import CommandParser
 from natengine.frontend.target_printers import target_name
-from natengine.frontend.wording import left_alone
+from natengine.frontend.wording import only_kept
 from natengine.rules.counters import Count, RuleCounters
 from natengine.rules.model import BUILT_IN_CHAINS, LEFT_ALONE, RuleSet, TableName
 from natengine.rules.validate import check_policy, check_table
@@ -188,8 +188,7 @@ class _RestoreReader:
                 check_table(table)
             except RuleApplyError as error:
                 raise self._failed(error) from None
-            if name in LEFT_ALONE and any(chain.rules for chain in table):
-                self.warnings.append(left_alone(table))
+            self.warnings += only_kept(table)
         self._table = None
 
     # --- lines --------------------------------------------------------------------------------------
@@ -244,6 +243,8 @@ class _RestoreReader:
         parser = CommandParser(texts, self._lookups.both, fixed_table=table)
         try:
             command = parser.parse()
+            if command.kind is Kind.IPV6:
+                return
             if self._lookups.take_used():
                 self.lines[-1] = _without_names(line, command)
             if command.kind in _LOOKING:

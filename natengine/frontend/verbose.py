@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from natengine.frontend.command import Command, Kind
 from natengine.frontend.names import protocol_name
-from natengine.frontend.printers import address_text, interface_text, rule_text
+from natengine.frontend.printers import address_text, interface_text, options_text, rule_text
 from natengine.frontend.printing import Style
 from natengine.frontend.target_printers import target_name
 from natengine.rules.matches import AddressTest, ProtocolTest
@@ -24,13 +24,15 @@ def say(command: Command, before: RuleSet) -> str:
         return ""
     if command.kind in _WITH_RULE:
         return "".join(f"{_rule_line(rule)}\n" for rule in command.rules)
-    if command.kind not in _CHAIN_BY_CHAIN or command.number is not None:
+    kind = Kind.ZERO if command.zero else command.kind
+    one_rule = command.zeroes_rule if command.zero else command.number is not None
+    if kind not in _CHAIN_BY_CHAIN or one_rule:
         return ""
     names = [
         chain.name for chain in before.table(command.table)
-        if command.chain in (None, chain.name) and (command.kind is not Kind.DELETE_CHAIN or chain.policy is None)
+        if command.chain in (None, chain.name) and (kind is not Kind.DELETE_CHAIN or chain.policy is None)
     ]
-    return "".join(f"{_CHAIN_BY_CHAIN[command.kind]} chain `{name}'\n" for name in names)
+    return "".join(f"{_CHAIN_BY_CHAIN[kind]} chain `{name}'\n" for name in names)
 
 
 def _rule_line(rule: Rule) -> str:
@@ -39,7 +41,7 @@ def _rule_line(rule: Rule) -> str:
     proto = protocol_name(number) if number in _NAMED else str(number)
     source, destination = (address_text(test, _NUMERIC).strip(" !") for test in (rule.src, rule.dst))
     return (
-        f"{target_name(rule.target)} {_flag(rule.proto)}{proto} opt --"
+        f"{target_name(rule.target)} {_flag(rule.proto)}{proto} opt {options_text(rule)}"
         f" in {interface_text(rule.in_iface, _NUMERIC)} out {interface_text(rule.out_iface, _NUMERIC)}"
         f" {_flag(rule.src)}{source} {_flag(rule.dst)}-> {destination}  {rule_text(rule, _NUMERIC)}"
     )

@@ -7,11 +7,13 @@ front, and iptables' pointer to the help behind a mistake on the command line.
 from __future__ import annotations
 
 from natengine.errors import ConfigError, RuleSyntaxError
-from natengine.rules.model import Table
+from natengine.rules.model import LEFT_ALONE, ChainName, Table, TableName
+from natengine.rules.targets import Drop
 
 PROGRAM = "natengine iptables"
 RESTORE_PROGRAM = "natengine iptables-restore"
 SAVE_PROGRAM = "natengine iptables-save"
+_HEADS_OWN = (ChainName.INPUT, ChainName.OUTPUT)
 
 
 def render_error(error: ConfigError, program: str = PROGRAM) -> str:
@@ -22,11 +24,25 @@ def render_error(error: ConfigError, program: str = PROGRAM) -> str:
     return text
 
 
-def left_alone(table: Table) -> str:
-    """Return the warning about a table that is only kept."""
-    rules = sum(len(chain.rules) for chain in table)
+def only_kept(table: Table, chain: str | None = None) -> list[str]:
+    """Return warnings about what is not carried out: rules of a table that is left alone, and the head's own chains.
+
+    Args:
+        chain: Say so of this chain of table filter only.
+    """
+    if table.name is TableName.FILTER:
+        names = [
+            each.name for each in table if each.name in _HEADS_OWN and chain in (None, each.name)
+            and (each.rules or isinstance(each.policy, Drop))
+        ]
+        of_them = f"chain {names[0]} is" if len(names) == 1 else f"chains {' and '.join(names)} are"
+        return [f"{of_them} kept and listed, not carried out: what is for the head itself or from it is for its "
+                "iptables or nft"] if names else []
+    rules = sum(len(each.rules) for each in table)
+    if table.name not in LEFT_ALONE or not rules:
+        return []
     its = f"its {rules} rules are" if rules > 1 else "its 1 rule is"
-    return f"table {table.name} is left alone: {its} kept and listed, not carried out"
+    return [f"table {table.name} is left alone: {its} kept and listed, not carried out"]
 
 
 def version_text(program: str = PROGRAM) -> str:
@@ -60,7 +76,7 @@ Commands (the table is `filter' unless -t says otherwise; rules are numbered fro
 Rules (`!' before an option inverts it):
   [!] -s, --source ADDRESS[/MASK][,...]    [!] -d, --destination ADDRESS[/MASK][,...]
   [!] -i, --in-interface NAME[+]           [!] -o, --out-interface NAME[+]
-  [!] -p, --protocol NAME | NUMBER | all
+  [!] -p, --protocol NAME | NUMBER | all   [!] -f, --fragments
   -m, --match MATCH, with its options; -p loads that of its protocol by itself:
   -m tcp | udp       [!] --sport PORT[:PORT]   [!] --dport PORT[:PORT]
   -m tcp             [!] --tcp-flags MASK SET  [!] --syn

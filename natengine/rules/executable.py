@@ -1,8 +1,8 @@
 """What the engine carries out of all that the language can say.
 
 Everything else is refused before it comes into force, with what to write instead; nothing is taken and
-then ignored.  The chains that no packet of the engine's passes (filter INPUT and OUTPUT, nat INPUT, the
-tables mangle and raw) may say anything: they are kept and listed.
+then ignored.  The chains that are the kernel's business (filter INPUT and OUTPUT, the tables mangle and
+raw) are kept and listed, and whoever writes there is told so.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _GOES_ON = (Accept, Return, Jump, Goto, Log, Mark, Connmark)
 # work is to write the code for it and then its name here.
 CARRIED_OUT: Mapping[tuple[TableName, ChainName], tuple[type[Target], ...]] = MappingProxyType({
     (TableName.FILTER, ChainName.FORWARD): (*_GOES_ON, Drop, Reject),
+    (TableName.NAT, ChainName.INPUT): (Accept, Return, Jump, Goto),       # no packet comes there: nothing is to be done
     (TableName.NAT, ChainName.PREROUTING): (*_GOES_ON, Dnat, Redirect, Netmap),
     (TableName.NAT, ChainName.OUTPUT): (*_GOES_ON, Dnat, Redirect, Netmap),
     (TableName.NAT, ChainName.POSTROUTING): (*_GOES_ON, Masquerade, Snat, Netmap),

@@ -73,6 +73,7 @@ LEFT_ALONE = frozenset({TableName.MANGLE, TableName.RAW})       # kept and liste
 class Rule:
     """One line of a chain.  `target` None counts the packet and goes on to the next rule.
 
+    `fragment` True: `-f`, later fragments only; False: `! -f`, all others only.
     `handle` is given by the rule set that the rule is put into; 0 means that it is in none yet.
     """
 
@@ -81,6 +82,7 @@ class Rule:
     in_iface: InterfaceTest | None = None
     out_iface: InterfaceTest | None = None
     proto: ProtocolTest | None = None
+    fragment: bool | None = None
     matches: tuple[Match, ...] = ()
     target: Target | None = None
     handle: int = field(default=0, compare=False)

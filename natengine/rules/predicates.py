@@ -3,7 +3,9 @@
 1. A test that every packet passes costs nothing: its predicate is None.
 2. A field that the packet does not have is NO_FIELD, and a test of it fails, inverted or not: xt_tcp,
    xt_udp and icmp let no later fragment and no other protocol pass either.
-3. A new match is one function here (or in `flow_predicates.py`) and one line in COMPILERS.
+3. `-f` matches nothing, and `! -f` everything: only first fragments come to the rules, and whole packets, as with a
+   kernel that translates, for its conntrack puts fragments together before any rule sees them.
+4. A new match is one function here (or in `flow_predicates.py`) and one line in COMPILERS.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ def compile_rule(rule: Rule, around: Surroundings = NOWHERE) -> Predicate | None
         interface(rule.in_iface, attrgetter("in_name")),
         interface(rule.out_iface, attrgetter("out_name")),
         protocol(rule.proto),
+        never if rule.fragment else None,
         address(rule.src, attrgetter("src")),
         address(rule.dst, attrgetter("dst")),
         *(COMPILERS[type(match)](match, Where(around, (rule.handle, place)))

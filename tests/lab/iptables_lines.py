@@ -34,6 +34,10 @@ GOOD = [
     # interfaces
     fwd("-i a -o b+ -j ACCEPT"), fwd("-i + -j ACCEPT"), fwd("-i eth0+ ! -o + -j ACCEPT"),
     fwd("-i abcdefghijklmno"), fwd("-i a:b"), fwd("--in-interf a --out-int b"), "-A INPUT -i lo -j ACCEPT",
+    # fragments
+    fwd("-f -j ACCEPT"), fwd("! -f"), fwd("--fragments -s 1.2.3.4 -i a -o b -p udp -j DROP"), fwd("--frag"),
+    fwd("-f -p tcp --dport 80"), fwd("! -f -p tcp --syn -m multiport --dports 1,2"), nat("-f -j MASQUERADE"),
+    fwd("-f -j REJECT"),
     # protocols
     fwd("-p all"), fwd("-p 0"), fwd("-p TCP"), fwd("-p 47"), fwd("-p 253"), fwd("-p ipv6-icmp"),
     fwd("-p udplite"),
@@ -415,6 +419,9 @@ COMMIT
 TEXTS: list[list[tuple[str, str]]] = [
     [("", _GATEWAY)],
     [("-c", _GATEWAY), ("", "*nat\nCOMMIT\n"), ("", "*filter\n:FORWARD ACCEPT\nCOMMIT\n")],
+    [("", "*filter\n-6 -A FORWARD -j DROP\n-A FORWARD --ipv6 -j nonsense\n-4 -A FORWARD -f -j DROP\nCOMMIT\n")],
+    [("", "*filter\n-A FORWARD -m limit --limit-burst 0 -M x\nCOMMIT\n")],
+    [("", "*filter\n-w -A FORWARD\nCOMMIT\n")], [("", "*filter\n-A FORWARD -W 3\nCOMMIT\n")],
     [("", _GATEWAY), ("--test", "*filter\n-A FORWARD -j DROP\nCOMMIT\n")],
     [("", _GATEWAY),
      ("-n", "*filter\n:guests - [0:0]\n:more - [0:0]\n-A FORWARD -j more\n-A guests -j DROP\nCOMMIT\n")],

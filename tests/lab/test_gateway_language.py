@@ -133,5 +133,10 @@ def test_tables_that_are_left_alone_say_so(engine: Engine) -> None:
     assert done.stderr == (
         "natengine iptables: warning: table mangle is left alone: its 1 rule is kept and listed, not carried out\n"
     )
+    done = engine.run("iptables", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "DROP")
+    assert done.stderr == (
+        "natengine iptables: warning: chain INPUT is kept and listed, not carried out: "
+        "what is for the head itself or from it is for its iptables or nft\n"
+    )
     done = engine.run("iptables", "-t", "mangle", "-A", "FORWARD", "-j", "DROP", check=False)
     assert done.returncode == 1 and "write that in table filter, chain FORWARD, instead" in done.stderr

@@ -259,3 +259,15 @@ def test_without_names_a_text_is_its_own_resolution(case: tuple[object, RuleCoun
     lines: list[str] = []
     parse_restore(text, resolver=lambda name: (), services=lambda name, proto: None, resolved=lines)
     assert "\n".join(lines) == text
+
+
+@pytest.mark.parametrize(("lines", "warned"), [
+    (":INPUT ACCEPT [0:0]", None), ("-A FORWARD -j DROP", None),
+    (":INPUT DROP [0:0]", "chain INPUT is kept and listed"),
+    ("-A INPUT -j DROP\n-A OUTPUT -j ACCEPT", "chains INPUT and OUTPUT are kept and listed"),
+])
+def test_the_chains_of_the_heads_own_are_only_kept(lines: str, warned: str | None) -> None:
+    """Whoever relies on them hears so."""
+    warnings: list[str] = []
+    parse_restore(f"*filter\n{lines}\nCOMMIT\n*nat\n-A INPUT\nCOMMIT\n", report=warnings.append)
+    assert [text[:len(warned or "")] for text in warnings] == ([] if warned is None else [warned])

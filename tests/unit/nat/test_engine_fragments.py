@@ -25,7 +25,7 @@ from support.packets import (
 
 from natengine.flow.tcp_state import TcpState
 from natengine.settings import Settings
-from natengine.vocab import Reason
+from natengine.vocab import Reason, Verdict
 
 OUT, BACK = "10.1.0.11:5000 > 203.0.113.2:53", "203.0.113.2:53 > 203.0.113.1:5000"
 DATA = bytes(range(256)) * 2
@@ -351,3 +351,11 @@ def test_what_is_routed_inside_opens_no_way_out(gateway: Gateway) -> None:
     assert reason_of(gateway.out(first, INSIDE_2)) is Reason.ROUTED
     assert reason_of(gateway.out(second, INSIDE_2)) is Reason.ROUTED
     assert reason_of(gateway.out(third)) is Reason.UPLINK_CHANGED
+
+
+@pytest.mark.parametrize(("option", "passes"), [("-f", True), ("! -f", False)])
+def test_to_the_rules_a_datagram_is_whole(gateway: Gateway, option: str, passes: bool) -> None:
+    """As to those of a kernel with conntrack: nothing that they see is a later fragment."""
+    gateway.rules(f"-A FORWARD {option} -j DROP")
+    decisions = [gateway.out(piece) for piece in fragments(udp("10.1.0.11:5000 > 203.0.113.2:53", bytes(600)), 200)]
+    assert {each.verdict is Verdict.ACCEPT for each in decisions} == {passes}

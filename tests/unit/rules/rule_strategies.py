@@ -207,7 +207,8 @@ def rules(draw: st.DrawFn, table: TableName = TableName.FILTER, chain: str = Cha
     return Rule(
         src=draw(_ADDRESS_TESTS), dst=draw(_ADDRESS_TESTS),
         in_iface=draw(_INTERFACE_TESTS) if has_in else None, out_iface=draw(_INTERFACE_TESTS) if has_out else None,
-        proto=proto, matches=tuple(draw(st.lists(known, max_size=2))), target=draw(targets(table, chain, proto)))
+        proto=proto, fragment=draw(st.sampled_from([None, None, None, True, False])),
+        matches=tuple(draw(st.lists(known, max_size=2))), target=draw(targets(table, chain, proto)))
 
 
 EVERYWHERE = [(table, chain) for table, chains in BUILT_IN_CHAINS.items() for chain in chains]

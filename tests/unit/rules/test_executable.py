@@ -57,6 +57,8 @@ def test_what_is_carried_out_or_concerns_nobody(ruleset: RuleSet) -> None:
     (with_rule(FILTER, "FORWARD", Rule(matches=(ConntrackTuple(expire=SecondsTest(1, 2)),))), "--ctexpire"),
     (with_rule(FILTER, "FORWARD", Rule(matches=(MarkTest(1),), target=Drop()))
      .append(MANGLE, "PREROUTING", Rule(target=Mark(1))), "asks for a mark that chain PREROUTING sets: write MARK and"),
+    (with_rule(NAT, "INPUT", Rule(target=Netmap(Prefix(0, 0)))), "does not carry out NETMAP in nat INPUT"),
+    (with_rule(NAT, "INPUT", Rule(target=Log())), "does not carry out LOG in nat INPUT"),
     (with_rule(MANGLE, "FORWARD", Rule(target=Drop())), "leaves table mangle alone"),
     (RuleSet().set_policy(TableName.RAW, "OUTPUT", Drop()), "leaves table raw alone"),
     (RuleSet().new_chain(NAT, "a").append(NAT, "a", Rule(target=Redirect()))

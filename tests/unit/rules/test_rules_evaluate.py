@@ -141,6 +141,7 @@ def rule_agrees(rule: Rule, packet: PacketFacts) -> bool:
     addresses = [(test, value) for test, value in ((rule.src, packet.src), (rule.dst, packet.dst)) if test]
     return (all(test.prefix.contains(value) != test.inverted for test, value in addresses)
             and name_agrees(rule.in_iface, packet.in_name) and name_agrees(rule.out_iface, packet.out_name)
+            and not rule.fragment       # whatever comes to the rules is whole, or stands for the whole
             and (rule.proto is None or (packet.proto == rule.proto.number) != rule.proto.inverted)
             and all(match_agrees(match, packet) for match in rule.matches))
 
