@@ -8,7 +8,8 @@ waits for a disk: the file belongs on a tmpfs such as /run.  Its room is reserve
 page that cannot be had later would be a SIGBUS.
 
 A file is taken over if everything on that page agrees and it is root's alone.  One that is not is set aside
-(renamed to FILE.aside), never deleted and never half believed.
+(renamed to FILE.aside), never deleted and never half believed.  What cannot have been a state file, as a device, or as
+text that is not called *.state, was named by mistake: it stays where it is, and the engine does not start.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import mmap
 import os
 import stat
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
@@ -26,6 +28,7 @@ from typing import NamedTuple
 from natengine.errors import HostError
 
 MAGIC = b"natflows"
+SUFFIX = ".state"
 RECORDS_AT = 4096
 
 _HEADER = Struct("=8sIIQ16sQ")
@@ -45,6 +48,10 @@ class Unfit(Exception):
     """Why a file cannot be taken over."""
 
 
+class NoStateFile(Unfit):
+    """It was never one."""
+
+
 def read_header(descriptor: int, layout: Layout) -> int:
     """Check the first page and return how many records there are.
 
@@ -53,7 +60,7 @@ def read_header(descriptor: int, layout: Layout) -> int:
     """
     header = os.pread(descriptor, _HEADER.size + _CRC.size, 0)
     if len(header) != _HEADER.size + _CRC.size or not header.startswith(MAGIC):
-        raise Unfit("it is no state file")
+        raise NoStateFile("it is no state file")
     if _CRC.unpack_from(header, _HEADER.size)[0] != zlib.crc32(header[:_HEADER.size]):
         raise Unfit("its header is damaged")
     _, version, record_bytes, records, boot, namespace = _HEADER.unpack_from(header)
@@ -101,18 +108,24 @@ class StateFile:
         self.note = ""
         self._layout, self._records = layout, records
         self._descriptor = -1
-        try:
+        with self._or_let_go():
             if not self._take_over():
                 self._make()
+            self.memory = self._map()
+
+    @contextlib.contextmanager
+    def _or_let_go(self) -> Iterator[None]:
+        """Say in the block's place what to do when it fails."""
+        try:
+            yield
         except OSError as error:
             self._let_go()
             if isinstance(error, HostError):
                 raise
             raise HostError(
-                f"cannot use the state file {path}: {error.strerror}; name another one with --state FILE, "
+                f"cannot use the state file {self.path}: {error.strerror}; name another one with --state FILE, "
                 "or do without: --state none"
             ) from None
-        self.memory = self._map()
 
     @property
     def _size(self) -> int:
@@ -121,6 +134,8 @@ class StateFile:
     def _take_over(self) -> bool:
         """Open the file; False if there is none (any more)."""
         try:
+            if not stat.S_ISREG(os.lstat(self.path).st_mode):       # a device must not even be opened
+                raise self._not_ours("no regular file")
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
@@ -128,17 +143,23 @@ class StateFile:
         try:
             self._check()
         except Unfit as why:
+            if isinstance(why, NoStateFile) and os.fstat(self._descriptor).st_size and self.path.suffix != SUFFIX:
+                raise self._not_ours("no state file") from None
             self._set_aside(str(why))
             return False
         return True
 
+    def _not_ours(self, what: str) -> HostError:
+        return HostError(
+            f"{self.path} is {what}, and stays as it is; name another one with --state FILE, "
+            "or do without: --state none"
+        )
+
     def _check(self) -> None:
+        records = read_header(self._descriptor, self._layout)
         about = os.fstat(self._descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise Unfit("it is no file")
         if about.st_uid != os.geteuid() or about.st_mode & 0o077 or about.st_nlink != 1:
             raise Unfit("others than root may have written to it")
-        records = read_header(self._descriptor, self._layout)
         if records > self._records:
             raise Unfit(f"it is a table of {records} flows, and max_flows is {self._records}")
         if records < self._records:
@@ -172,10 +193,15 @@ class StateFile:
         return memoryview(mmap.mmap(self._descriptor, self._size))[RECORDS_AT:]
 
     def start_over(self, why: str) -> None:
-        """Set aside what turned out to be unfit, and begin with an empty file."""
-        self._set_aside(why)
-        self._make()
-        self.memory = self._map()
+        """Set aside what turned out to be unfit, and begin with an empty file.
+
+        Raises:
+            HostError: There can be no new one.
+        """
+        with self._or_let_go():
+            self._set_aside(why)
+            self._make()
+            self.memory = self._map()
 
     def _set_aside(self, why: str) -> None:
         aside = self.path.with_name(f"{self.path.name}.aside")

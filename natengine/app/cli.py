@@ -65,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except NatengineError as error:
         print(f"natengine: {error}", file=sys.stderr)
         return error.exit_status
+    except MemoryError as error:
+        print(f"natengine: {error or 'no memory'}", file=sys.stderr)
+        return 1
     except BrokenPipeError:             # `natengine conntrack -L | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

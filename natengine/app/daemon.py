@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from natengine.errors import ConfigError, HostError
 from natengine.frontend.toml import read_settings
 from natengine.settings import HookBackEnd, Settings
 
+OPEN_FILES = 128                    # its own, programs that it starts, and clients of the control socket
 HAND_OVER_S = 0.0005                # at most so long a thread that reads rules keeps the packet thread from Python
 
 
@@ -79,6 +81,7 @@ def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
     """
     if os.geteuid() != 0:
         raise HostError("natengine run must be root: it takes packets from the kernel")
+    allow_open_files()
     text = rules.read()
     signals.remember()
     run_dir = RunDir(config.run_dir, config.readers)
@@ -87,6 +90,24 @@ def run(config: GatewayConfig, rules: RulesFile, signals: StopSignals) -> int:
     finally:
         run_dir.close()
     return 0
+
+
+def allow_open_files() -> None:
+    """Raise a limit that is too low (`ulimit -n`), before something fails for want of a descriptor.
+
+    Raises:
+        HostError: We may not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= OPEN_FILES:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, max(hard, OPEN_FILES)))
+    except (OSError, ValueError):       # without CAP_SYS_RESOURCE the hard limit stays
+        raise HostError(
+            f"natengine run may have {soft} files open and needs {OPEN_FILES}: ulimit -n {OPEN_FILES} "
+            f"(in a unit: LimitNOFILE={OPEN_FILES})"
+        ) from None
 
 
 def _serve(config: GatewayConfig, text: str | None, source: str, signals: StopSignals) -> None:

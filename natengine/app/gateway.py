@@ -22,6 +22,7 @@ from natengine.adapters.hook_backends import open_hooks, remove_leftovers
 from natengine.adapters.hook_plan import HookPlan, Hooks, LocalService
 from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
+from natengine.adapters.queuedrops import packets_without_room
 from natengine.adapters.rawsend import RawSender
 from natengine.adapters.rtnetlink import RouteSocket
 from natengine.app import names
@@ -246,7 +247,10 @@ class Gateway:
             self.log.write(str(error))
 
     def _tell_refusals(self) -> None:
-        self.log.tell_refusals({**self._stats().by_reason, **self.io.stats()._asdict()}, now_ns())
+        self.log.tell_refusals({**self._stats().by_reason, **self._io_stats()}, now_ns())
+
+    def _io_stats(self) -> dict[str, int]:
+        return {**self.io.stats()._asdict(), "queue_full": packets_without_room(*self.io.queues)}
 
     def _look_at_local_ports(self) -> None:
         self.engine.replace_local_ports(read_local_ports())
@@ -312,14 +316,14 @@ class Gateway:
 
     def status(self) -> dict[str, object]:
         """Return what `natengine status --json` prints."""
-        stats, io = self._stats(), self.io.stats()
+        stats = self._stats()
         uplinks = self.engine.uplinks
         return {
             "version": __version__,
             "pid": os.getpid(),
             "uptime_s": (now_ns() - self.started_ns) // 1_000_000_000,
             "fastpath": self.backend,
-            "io": {"name": self.io.name, "queues": self.io.queues, **io._asdict()},
+            "io": {"name": self.io.name, "queues": self.io.queues, **self._io_stats()},
             "hooks": self.hooks.name,
             "interfaces": [
                 {

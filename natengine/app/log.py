@@ -24,6 +24,7 @@ ADVICE = {
     "RATE_LIMIT": "somebody sends new flows faster than they can be begun (new_flows_when_busy); see conntrack -L",
     "SPOOFED": "sources that are ours come from an uplink; somebody forges them, or a cable is in the wrong socket",
     "NO_ADDRESS": "an uplink has no address, so nothing can leave over it; see ip address",
+    "queue_full": "more packets were waiting than the queue has room for; the machine is too busy",
     "overruns": "the kernel had no memory to hand packets over; the machine is too busy",
     "errors": "the kernel refused verdicts; those packets wait in the queue until it ends",
 }

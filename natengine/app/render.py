@@ -26,7 +26,8 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
     console.print(
         f"{status['flows']} of at most {status['max_flows']} flows, {status['mappings']} mappings"
         f"{', ' + str(status['overloaded']) + ' flows had to share a port' if status['overloaded'] else ''}; "
-        f"{io['packets']} packets in, {io['overruns']} receive overruns, {io['errors']} errors"
+        f"{io['packets']} packets in, {io['queue_full']} without room in the queue, "
+        f"{io['overruns']} receive overruns, {io['errors']} errors"
     )
     fragments = status["fragments"]
     if fragments["datagrams"]:

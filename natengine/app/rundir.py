@@ -38,14 +38,21 @@ class RunDir:
                 os.chown(path, -1, readers)
                 path.chmod(0o710)
             self._pid_fd = self._open_locked()
+            self._write_pid()
         except HostError:
             raise
         except OSError as error:
             raise HostError(
                 f"cannot use the run directory {path}: {error.strerror}; name another one with --run-dir DIR"
             ) from None
-        os.truncate(self._pid_fd, 0)
-        os.write(self._pid_fd, f"{os.getpid()}\n".encode())
+
+    def _write_pid(self) -> None:
+        try:
+            os.truncate(self._pid_fd, 0)
+            os.write(self._pid_fd, f"{os.getpid()}\n".encode())
+        except OSError:                 # the disk is full
+            self.close()
+            raise
 
     def _make_private(self) -> None:
         """Close the directory to everybody else, unless it is one that others use (/tmp, say)."""

@@ -344,6 +344,8 @@ def test_closed_while_the_queue_is_full(lab: Lab, engine: Engine) -> None:
         finally:
             engine.process.send_signal(signal.SIGCONT)
         assert whoami(worker, "inet2")[0] == UPLINK["inet2"]
+    if json.loads(engine.run("status", "--json").stdout)["io"]["queue_full"]:       # else the socket's buffer was
+        wait_for("the line", lambda: "natengine: queue full: " in engine.log())
     assert {packet[IP].src for packet in seen.packets()} == {UPLINK["inet2"]}
 
 

@@ -104,6 +104,37 @@ def test_somebody_else_s(path: Path) -> None:
     assert "others than root" in StateFile(path, LAYOUT, RECORDS).note
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_somebody_else_s_file_is_not_touched(tmp_path: Path, mode: int) -> None:
+    """`--state rules.v4`, a slip of the hand: it stays where it is, and as it is."""
+    path = tmp_path / "rules.v4"
+    path.write_text("*nat\nCOMMIT\n" * 1000)
+    path.chmod(mode)
+    before = path.read_bytes()
+    with pytest.raises(HostError, match="no state file, and stays as it is"):
+        StateFile(path, LAYOUT, RECORDS)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_device_is_not_touched(tmp_path: Path) -> None:
+    """`--state /dev/null`, for none: what programs write there must not become a file.  A pipe, here."""
+    path = tmp_path / "null"
+    os.mkfifo(path)
+    with pytest.raises(HostError, match="no regular file, and stays as it is"):
+        StateFile(path, LAYOUT, RECORDS)
+    assert stat.S_ISFIFO(path.stat().st_mode) and list(tmp_path.iterdir()) == [path]
+
+
+def test_no_memory_to_map_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a file system that cannot map files."""
+    def refuse(*_arguments: object) -> None:
+        raise OSError(19, os.strerror(19))
+
+    monkeypatch.setattr(statefile.mmap, "mmap", refuse)
+    with pytest.raises(HostError, match=r"No such device.*--state none"):
+        StateFile(path, LAYOUT, RECORDS)
+
+
 def test_a_link_is_not_followed(path: Path, tmp_path: Path) -> None:
     """A link to a file of ours, in a directory of somebody else's."""
     path.symlink_to(written(tmp_path / "elsewhere"))

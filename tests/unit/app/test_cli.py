@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,8 +15,8 @@ import pytest
 from natengine import __version__
 from natengine.app import client
 from natengine.app.cli import COMMANDS, USAGE, main
-from natengine.app.daemon import RulesFile
-from natengine.errors import ConfigError
+from natengine.app.daemon import RulesFile, allow_open_files
+from natengine.errors import ConfigError, HostError
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +181,28 @@ def test_a_pipe_that_closes(tmp_path: Path) -> None:
 
 
 # ── the rules file of `run` ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("limits", "allowed"), [((20, 64), None), ((20, 4096), 128), ((1024, 4096), 1024)])
+def test_a_low_limit_of_open_files(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], allowed: int | None
+) -> None:
+    """It is raised as far as it has to be; who may not do that is told what to write, and not by a traceback later."""
+    now = [limits]
+
+    def set_limits(_what: int, wanted: tuple[int, int]) -> None:
+        if wanted[1] > limits[1]:
+            raise ValueError("not allowed to raise maximum limit")
+        now.append(wanted)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: now[-1])
+    monkeypatch.setattr(resource, "setrlimit", set_limits)
+    if allowed is None:
+        with pytest.raises(HostError, match="ulimit -n 128"):
+            allow_open_files()
+    else:
+        allow_open_files()
+        assert now[-1] == (allowed, limits[1])
 
 
 def test_rules_file(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from natengine.vocab import Reason
 
 STATUS = {
     "version": "0.1.0", "pid": 4242, "uptime_s": 3725, "fastpath": "python",
-    "io": {"name": "netfilterqueue", "queues": [2663, 2663], "packets": 17, "overruns": 0, "errors": 0},
+    "io": {
+        "name": "netfilterqueue", "queues": [2663, 2663], "packets": 17, "overruns": 0, "errors": 0, "queue_full": 3,
+    },
     "hooks": "iptables",
     "interfaces": [
         {"name": "lo", "ifindex": 1, "up": True, "addresses": ["127.0.0.1"], "uplink": False},

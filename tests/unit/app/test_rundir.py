@@ -37,6 +37,17 @@ def test_the_second_engine_is_refused(tmp_path: Path) -> None:
     RunDir(tmp_path / "run").close()
 
 
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to do is said, and nothing is left."""
+    def full(*_arguments: object) -> int:
+        raise OSError(28, os.strerror(28))
+
+    with monkeypatch.context() as patch, pytest.raises(HostError, match=r"No space left.*--run-dir"):
+        patch.setattr(os, "write", full)
+        RunDir(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_side_by_side(tmp_path: Path) -> None:
     """A directory each."""
     held = [RunDir(tmp_path / name) for name in "ab"]

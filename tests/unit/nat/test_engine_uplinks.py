@@ -31,11 +31,14 @@ def established(gateway: Gateway, out: str = OUT) -> None:
 
 
 def test_address_disappears_and_comes_back(gateway: Gateway) -> None:
-    """In between there is none to translate to; afterwards everything begins anew."""
+    """In between there is none to translate to; then all begins anew, but for connections, which the head resets."""
     gateway.through(udp(OUT))
-    assert gateway.interfaces(NO_ADDRESS) == 1
+    gateway.through(tcp(OUT, "S"))
+    assert gateway.interfaces(NO_ADDRESS) == 2
     assert reason_of(gateway.out(udp(OUT))) is Reason.NO_ADDRESS
+    assert reason_of(gateway.back(tcp(BACK, "SA"))) is Reason.UNSOLICITED
     assert gateway.interfaces(HERE) == 0
+    assert reason_of(gateway.back(tcp(BACK, "SA"))) is Reason.LOCAL_IN
     assert reason_of(gateway.out(udp(OUT))) is Reason.NEW_FLOW
     assert gateway.returned(udp(BACK))
 
