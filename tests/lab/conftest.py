@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from gateway_tools import OWNERS_RULES, head_state, leak_check, missing, missing_nft, settle, try_up
-from natlab import Lab, unique_prefix
+from natlab import Lab, LinkKind, unique_prefix
 from natlab.engine import Engine
 from support.backends import NAMES, load_backend
 
@@ -17,8 +18,12 @@ NewEngine = Callable[..., Engine]
 
 @pytest.fixture(scope="session")
 def gateway_lab() -> Iterator[Lab]:
-    """A lab in which a gateway can run; skips, with the reason, where there can be none."""
-    lab = Lab(unique_prefix("ltgw"))
+    """A lab in which a gateway can run; skips, with the reason, where there can be none.
+
+    Its links are those that NATLAB_LINKS names, or the best that the kernel has.
+    """
+    links = os.environ.get("NATLAB_LINKS")
+    lab = Lab(unique_prefix("ltgw"), links=LinkKind(links) if links else None)
     reason = try_up(lab)
     if reason is not None:
         pytest.skip(reason)

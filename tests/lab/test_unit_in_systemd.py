@@ -48,10 +48,13 @@ exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 LAB_TARGET = "[Unit]\nDescription=the lab\nDefaultDependencies=no\n"
 
 
+# What lies in a home directory, ProtectHome hides from the unit; then it has to be a little weaker here.
+USED = (PROJECT, Path(sys.executable), Path(sys.executable).resolve())
+IN_A_HOME = any(path.is_relative_to(home) for path in USED for home in ("/root", "/home"))
+
+
 def drop_in(lab: Lab) -> str:
     """What only the lab needs: the head's namespace, this environment's natengine, and more time."""
-    used = (PROJECT, Path(sys.executable).resolve())
-    hidden = any(path.is_relative_to(home) for path in used for home in ("/root", "/home"))
     return f"""
         [Unit]
         DefaultDependencies=no
@@ -61,7 +64,7 @@ def drop_in(lab: Lab) -> str:
         WatchdogSec={30 * PATIENCE:.0f}
         TimeoutSec={90 * PATIENCE:.0f}
         StandardError=append:{ENGINE_LOG}
-        {"ProtectHome=read-only" if hidden else ""}
+        {"ProtectHome=read-only" if IN_A_HOME else ""}
     """
 
 
@@ -137,6 +140,7 @@ def test_the_unit_works_as_it_is(lab: Lab, systemd: Systemd) -> None:
     """Started, killed and started again by systemd, stopped; connections go on, and stopped is closed."""
     before, head, worker = head_state(lab), lab.node("head"), lab.node("worker1")
     systemd.ctl("start", "natengine")
+    assert systemd.show("ProtectHome") == ("read-only" if IN_A_HOME else "yes")
     status = systemd.status()
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 1 << 12 | 1 << 13      # NET_ADMIN, NET_RAW
