@@ -333,20 +333,19 @@ def test_closed_while_the_queue_is_full(lab: Lab, engine: Engine) -> None:
     """An engine that does nothing: the kernel drops what the queue has no room for, and lets none of it pass."""
     worker, of_what_is_sent = lab.node("worker1"), f"udp and dst port {PEER_PORT}"
     assert engine.process is not None
-    with udp_socket(worker) as link, lab.capture("inet2", "eth0", of_what_is_sent) as seen:
-        engine.process.send_signal(signal.SIGSTOP)
-        try:
+    engine.process.send_signal(signal.SIGSTOP)
+    try:
+        with udp_socket(worker) as link, lab.capture("inet2", "eth0", of_what_is_sent) as seen:
             while not dropped_by_kernel(lab):
                 for _ in range(1000):
                     link.sendto(b"x", (ADDRESS["inet2"], PEER_PORT))
             assert is_silent(worker, ADDRESS["inet2"])
-            assert len(seen.packets()) == 0
-        finally:
-            engine.process.send_signal(signal.SIGCONT)
-        assert whoami(worker, "inet2")[0] == UPLINK["inet2"]
+        assert len(seen.packets()) == 0
+    finally:
+        engine.process.send_signal(signal.SIGCONT)
+    assert whoami(worker, "inet2")[0] == UPLINK["inet2"]
     if json.loads(engine.run("status", "--json").stdout)["io"]["queue_full"]:       # else the socket's buffer was
         wait_for("the line", lambda: "natengine: queue full: " in engine.log())
-    assert {packet[IP].src for packet in seen.packets()} == {UPLINK["inet2"]}
 
 
 def dropped_by_kernel(lab: Lab) -> int:
