@@ -35,13 +35,14 @@ from gateway_tools import (
 )
 from natlab import Lab
 from natlab.engine import Engine
+from natlab.patience import PATIENCE
 from support.backends import NAMES
 
 pytestmark = pytest.mark.lab
 one_fast_path = pytest.mark.parametrize("fast_path", [NAMES[-1]], indirect=True)
 
 CONNECTIONS = 200
-PATIENCE_S = 60                     # a sender waits up to twice as long as the engine was away before it tries again
+PATIENCE_S = 60 * PATIENCE          # a sender waits up to twice as long as the engine was away before it tries again
 AHEAD = 4096                        # bytes that a connection may be ahead of its echo
 PORT_FOR_BOTH, PEER_PORT, PING_ID = 40404, 5353, 404
 SSH = 2222
