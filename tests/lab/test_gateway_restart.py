@@ -51,7 +51,7 @@ pytestmark = pytest.mark.lab
 one_fast_path = pytest.mark.parametrize("fast_path", [NAMES[-1]], indirect=True)
 
 CONNECTIONS = 200
-PATIENCE_S = 60                     # a sender waits up to twice as long as the engine was away before it tries again
+PATIENCE_S = 60 * PATIENCE          # a sender waits up to twice as long as the engine was away before it tries again
 AHEAD = 4096                        # bytes that a connection may be ahead of its echo
 RESTART_S = 5 * PATIENCE            # of processor time until it is ready: others may be using the processors
 NEXT_VERSION = "99.0"

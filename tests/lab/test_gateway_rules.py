@@ -12,6 +12,7 @@ import pytest
 from conftest import NewEngine
 from gateway_tools import (
     ADDRESS,
+    DEADLINE_S,
     ECHO,
     UPLINK,
     Done,
@@ -159,7 +160,7 @@ def test_new_forward_rule_stops_a_flow(lab: Lab, engine: Engine) -> None:
         with pytest.raises(TimeoutError):
             echo(link, b"now")
         engine.type(["iptables -D FORWARD -p tcp --dport 7 -j DROP"])
-        link.settimeout(20)
+        link.settimeout(DEADLINE_S)
         assert link.recv(3) == b"now"               # TCP has not given up
 
 
