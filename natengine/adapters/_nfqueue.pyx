@@ -255,7 +255,7 @@ cdef class BatchedQueue:
         cdef bint rewritten = path == PATH_TRANSLATED
         cdef int verdict = ACCEPT if rewritten or path == PATH_UNCHANGED else DROP
         cdef bint asked = path == PATH_MISS or path == PATH_SPECIAL or path == PATH_STALE
-        if path == PATH_MISS and self.busy and is_hushed(self.hushed, sender(packet), now):
+        if path == PATH_MISS and is_hushed(self.hushed, sender(packet), now):
             self.settled[PATH_REFUSED_RATE] += 1
         elif asked:
             with gil:

@@ -12,6 +12,10 @@ not tell anybody that the workers' connections are gone, so that the next engine
 Hairpinning: what comes from inside for an uplink's own address is taken, too, and marked with one bit; marked
 packets are taken once more where they leave.  Other bits of a packet's mark stay as they are.
 
+Shedding: of a sender that floods (named with `Hooks.shed`, for `SHED_S`) only so many packets a second are queued; the
+rest is dropped where it would have been.  Of TCP that is about SYNs.  Of others a hook cannot tell new flows from
+known ones, so it is about all of them, and at a rate that only a flood reaches.
+
 A back end (`hooks.py` for xtables, `hooks_nft.py`) renders the rules of a plan into chains of our own.  No rule
 lets a packet pass when nobody listens on the queue (fail closed).
 """
@@ -44,6 +48,7 @@ class Action(enum.Enum):
     QUEUE = enum.auto()
     DROP = enum.auto()
     MARK = enum.auto()          # set the plan's mark, and go on to the next rule
+    SHED = enum.auto()          # drop it, if it is of a flood; else go on
 
 
 class Only(enum.Enum):
@@ -76,6 +81,26 @@ class HookRule(NamedTuple):
     action: Action = Action.QUEUE
 
 
+class Flood(enum.Enum):
+    """A kind of packets that a host can send too many of; the value is the word for it."""
+
+    SYN = "syn"                     # that begin a TCP connection
+    OTHER = "other"                 # of any other protocol
+
+
+class Flooder(NamedTuple):
+    """Whose packets of one kind are to be shed.  The address is a host-order integer."""
+
+    address: int
+    kind: Flood
+
+
+SHED_S = 4                          # so long a sender is shed, also when whoever named it is gone
+# of the flows a second that a sender may begin while others wait, so many times may be queued
+SHED_ABOVE = {Flood.SYN: 2, Flood.OTHER: 10}
+FASTEST = 1_000_000                 # packets a second, that a hook can tell from no limit
+
+
 GUARDED = {
     Place.LEAVING: (Only.FOREIGN, Only.TCP_RESET, Only.UNREACHABLE),
     Place.ARRIVING: (Only.FOREIGN,),
@@ -92,6 +117,7 @@ class HookPlan(NamedTuple):
     mark: int = 0                           # bits of the packet mark; 0: only what an interface says is taken
     own_destinations: tuple[str, ...] = ()  # prefixes: the head's own packets to these are taken
     own_services: tuple[LocalService, ...] = ()     # and, where they are received, what these answer
+    flows_a_second: int = 0                 # that a sender may begin while others wait; 0: nobody is ever shed
 
     def rules(self, place: Place) -> list[HookRule]:
         """Return the rules of one place, in order."""
@@ -105,6 +131,8 @@ class HookPlan(NamedTuple):
             rules = [HookRule(place, uplink) for uplink in self.uplinks]
         if self.guard:
             return [rule._replace(only=only, action=Action.DROP) for rule in rules for only in GUARDED[place]]
+        if self.flows_a_second and place is Place.LEAVING:
+            rules = [rule._replace(action=action) for rule in rules for action in (Action.SHED, Action.QUEUE)]
         if self.mark and not self.any_interface and (self.addresses or self.own_destinations):
             rules += self._marked(place, self.addresses if place is Place.ARRIVING else (), except_interface="lo")
         if place is Place.RECEIVING:
@@ -113,6 +141,10 @@ class HookPlan(NamedTuple):
             rules += [HookRule(place, "lo", only=Only.UNREACHABLE, sender=each) for each in hosts]
             rules += [HookRule(place, "lo", sender=each) for each in self.own_services]
         return rules
+
+    def shed_above(self, kind: Flood) -> int:
+        """Return how many packets a second of a flooding sender are queued."""
+        return min(self.flows_a_second * SHED_ABOVE[kind], FASTEST)
 
     @property
     def for_own(self) -> bool:
@@ -132,9 +164,14 @@ class HookPlan(NamedTuple):
 
 
 class Hooks(Protocol):
-    """A back end: installs, changes and removes the hooks of one engine in the current network namespace."""
+    """A back end: installs, changes and removes the hooks of one engine in the current network namespace.
+
+    Attributes:
+        cannot_shed: Why plans are installed without shedding: what the kernel has said to it; empty if it can.
+    """
 
     name: str
+    cannot_shed: str
 
     def sync(self, plan: HookPlan) -> None:
         """Take exactly what this plan says from now on.
@@ -142,6 +179,16 @@ class Hooks(Protocol):
         Raises:
             HostError: The kernel or its program refuses; then what was installed before is still there.
         """
+
+    def shed(self, flooder: Flooder) -> None:
+        """Shed a sender for `SHED_S` from now on.  Costs no more than a packet thread can spare.
+
+        Raises:
+            HostError: It could not be named; then nothing is shed.
+        """
+
+    def shed_packets(self) -> int:
+        """Return how many packets have been shed since the first plan."""
 
     def remove(self) -> None:
         """Take out what is ours; what is not there is no error."""

@@ -1,4 +1,4 @@
-"""Other people's programs, run to their end whatever signal comes meanwhile."""
+"""Other people's programs, run to their end whatever signal comes meanwhile; or started, and left to themselves."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def run(argv: list[str], text: str | None = None) -> subprocess.CompletedProcess
         raise HostError(f"cannot run {argv[0]}: {error.strerror}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def start(argv: list[str]) -> subprocess.Popen[bytes]:
+    """Start a program that says nothing, and do not wait for it.
+
+    Raises:
+        HostError: It cannot be started.
+    """
+    try:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except OSError as error:
+        raise HostError(f"cannot run {argv[0]}: {error.strerror}") from None
 
 
 def said(result: subprocess.CompletedProcess[str]) -> str:

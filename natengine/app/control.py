@@ -172,7 +172,11 @@ class ControlServer:
         return {"warnings": self._gateway.changes.restore(text, options, test=test, flush_flows=flush_flows)}
 
     def _status(self, _request: Request) -> Request:
-        return {"status": {**self._gateway.call(self._gateway.status), "control_clients_sent_away": self._sent_away}}
+        return {"status": {
+            **self._gateway.call(self._gateway.status),
+            "packets_shed": self._gateway.shed_packets(),
+            "control_clients_sent_away": self._sent_away,
+        }}
 
     def _conntrack(self, request: Request) -> Request:
         answer = conntrack.run(

@@ -29,6 +29,7 @@ from natengine.app import names
 from natengine.app.changes import Changes
 from natengine.app.log import Log
 from natengine.app.loop import Loop
+from natengine.app.shedding import Shedding
 from natengine.app.state import open_table
 from natengine.errors import ConfigError, HostError
 from natengine.fastpath import FastPath
@@ -52,6 +53,8 @@ T = TypeVar("T")
 
 LOOK_AT_PORTS_NS = 5_000_000_000
 TELL_REFUSALS_NS = 1_000_000_000
+CANNOT_SHED = "floods cost more than they need to, for the hooks cannot shed them: %s"
+SHED = "flood: %%d times a sender was cut down for some seconds, last %s; see packets_shed in status"
 LOOKS_A_TURN = 4096                 # flows that are copied between two batches of packets: some milliseconds
 
 
@@ -105,6 +108,7 @@ class Gateway:
         self.log = Log()
         self.started_ns = now_ns()
         self._marks_of_others = ALL_BITS & ~config.settings.hairpin_mark
+        self.shedding: Shedding | None = None       # while the hooks can do it
         ruleset, counters = parse_restore(
             ruleset_text or "", source=source, resolver=names.addresses, services=names.port,
             report=lambda warning: self.log.write(f"{source}: warning: {warning}"),
@@ -147,6 +151,10 @@ class Gateway:
             # Whoever was killed here may have left forwarding on, and hooks that are about to go.
             self._forwarding.restore()
         self._take_from(self.engine.uplinks, ruleset)
+        if self.hooks.cannot_shed:
+            self.log.write(CANNOT_SHED % self.hooks.cannot_shed)
+        else:
+            self.shedding = Shedding()
         remove_leftovers(self.hooks)
         self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
         self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
@@ -188,9 +196,11 @@ class Gateway:
         )
 
     def _decide(self, packet: bytearray, meta: PacketMeta, busy: bool) -> Decision:
-        meta = meta._replace(mark=meta.mark & self._marks_of_others)
-        decision = self.engine.process(packet, meta, now_ns(), busy=busy)
+        meta, at_ns = meta._replace(mark=meta.mark & self._marks_of_others), now_ns()
+        decision = self.engine.process(packet, meta, at_ns, busy=busy or self._sheds(packet, meta, at_ns))
         self._follow_up()
+        if decision.reason is Reason.RATE_LIMIT:
+            self._shed(packet, meta, at_ns)
         return decision
 
     def _settle(
@@ -198,10 +208,27 @@ class Gateway:
         at_ns: int, busy: bool,
     ) -> tuple[int, bytearray | None, int]:
         meta = PacketMeta(hook, in_ifindex, out_ifindex, mark & self._marks_of_others, link_src)
+        busy = busy or self._sheds(packet, meta, at_ns)
         decision = self.engine.settle(path, packet, meta, at_ns, busy=busy)
         self._follow_up()
-        hush = decision.reason is Reason.RATE_LIMIT
-        return DROP_AND_HUSH if hush else decision.verdict, decision.packet, decision.ticket
+        if decision.reason is Reason.RATE_LIMIT:
+            self._shed(packet, meta, at_ns)
+            return DROP_AND_HUSH, None, 0
+        return decision.verdict, decision.packet, decision.ticket
+
+    def _sheds(self, packet: bytearray, meta: PacketMeta, at_ns: int) -> bool:
+        return self.shedding is not None and self.shedding.sheds(packet, meta, at_ns)
+
+    def _shed(self, packet: bytearray, meta: PacketMeta, at_ns: int) -> None:
+        """Name the sender of a packet that was refused for its rate to the hooks, if it floods."""
+        if self.shedding is None or (flooder := self.shedding.refuse(packet, meta, at_ns)) is None:
+            return
+        self.log.tell("shed", self.shedding.named, SHED % format_ipv4(flooder.address), at_ns)
+        try:
+            self.hooks.shed(flooder)
+        except HostError as error:
+            self.shedding = None
+            self.log.write(CANNOT_SHED % error)
 
     def _expire(self, at_ns: int, budget: int) -> int:
         ended = self.engine.expire(at_ns, budget)
@@ -281,6 +308,7 @@ class Gateway:
                 LocalService(format_ipv4(each.address), each.proto, each.ports)
                 for each in taken.answering if interfaces.owns(each.address)
             ),
+            flows_a_second=self.config.settings.new_flows_when_busy,
         )
 
     def put_in_force(
@@ -314,10 +342,16 @@ class Gateway:
         end = min(first_id + LOOKS_A_TURN, self.config.settings.max_flows)
         return self.engine.flows(range(first_id, end)), end if end < self.config.settings.max_flows else None
 
+    def shed_packets(self) -> int:
+        """Return how many packets the hooks have shed.  Asks another program: not for the packet thread."""
+        shedding = self.shedding
+        return self.hooks.shed_packets() if shedding is not None and shedding.named else 0
+
     def status(self) -> dict[str, object]:
         """Return what `natengine status --json` prints."""
         stats = self._stats()
         uplinks = self.engine.uplinks
+        shed = self.shedding.senders(now_ns()) if self.shedding else []
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -346,6 +380,7 @@ class Gateway:
             "max_flows": self.config.settings.max_flows,
             "mappings": stats.mappings,
             "overloaded": stats.overloaded,
+            "senders_shed": [format_ipv4(each.address) for each in shed],
             "fragments": {"datagrams": stats.fragment_trains, "held": stats.held_fragments},
             "packets_by_reason": stats.by_reason,
         }

@@ -32,6 +32,9 @@ def print_status(status: dict[str, Any], console: Console | None = None) -> None
     fragments = status["fragments"]
     if fragments["datagrams"]:
         console.print(f"{fragments['datagrams']} datagrams in pieces are under way, {fragments['held']} pieces held")
+    if status["packets_shed"]:
+        now = f", {', '.join(dict.fromkeys(status['senders_shed']))} just now" if status["senders_shed"] else ""
+        console.print(f"{status['packets_shed']} packets of floods were dropped before they were queued{now}")
     console.print()
     for table, lines in status["rules"].items():
         for line in lines:

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import NewEngine
-from gateway_tools import ADDRESS, UPLINK, head_state, is_silent, kill, ping, whoami
+from gateway_tools import (
+    ADDRESS,
+    ECHO,
+    UPLINK,
+    connect,
+    echo,
+    head_state,
+    is_silent,
+    kill,
+    ping,
+    send_raw,
+    wait_for,
+    whoami,
+)
 from natlab import Lab
+from natlab.engine import Engine
 from natlab.patience import PATIENCE
+from scapy.layers.inet import IP, TCP, UDP
 from support.backends import NAMES
+
+from natengine.adapters.hook_backends import BACK_ENDS
+from natengine.adapters.hook_plan import Flood, Flooder, HookPlan
+from natengine.adapters.hooks_nft import NftHooks
+from natengine.app.client import ask
+from natengine.errors import HostError
+from natengine.wire.addr import parse_ipv4
 
 pytestmark = [pytest.mark.lab, pytest.mark.parametrize("fast_path", [NAMES[-1]], indirect=True)]
 
@@ -160,6 +184,100 @@ def test_changes_under_load(lab: Lab, new_engine: NewEngine, owners_rules: Path,
     said, _ = flood.communicate(timeout=60 * PATIENCE)
     assert changes > 1 and "later1" in "\n".join(head_state(lab).rules)
     assert " 0% packet loss" in said, said
+
+
+NOBODY = "203.0.113.77"     # where an uplink leads, and who does not answer
+SHED_PACKETS = 100          # at rates of 2 and 10 a second: on no machine all of them pass
+
+
+class Shed:
+    """What the hooks of an engine shed, while nobody else sends anything."""
+
+    def __init__(self, lab: Lab, engine: Engine, hooks: str) -> None:
+        self.lab, self.engine = lab, engine
+        self.hooks = BACK_ENDS[hooks]((0, 0))
+
+    def counts(self) -> tuple[int, int]:
+        """How many packets have been shed, and how many came to the engine."""
+        with self.lab.node("head").enter():
+            shed = self.hooks.shed_packets()
+        return shed, ask(self.engine.run_dir, "status")["status"]["io"]["packets"]
+
+    def name(self, worker: str, kind: Flood) -> None:
+        """As the engine does it, but that nft is waited for."""
+        with self.lab.node("head").enter():
+            self.hooks.shed(Flooder(parse_ipv4(ADDRESS[worker]), kind))
+        for nft in getattr(self.hooks, "_naming", []):
+            nft.wait()
+
+    def of(self, worker: str, kind: Flood, named: str = "") -> int:
+        """How many are shed of those that a worker sends now, just after one is named, perhaps."""
+        layer = TCP if kind is Flood.SYN else UDP
+        packets = [
+            IP(src=ADDRESS[worker], dst=NOBODY) / layer(sport=7000 + n, dport=9) for n in range(SHED_PACKETS)
+        ]
+        shed, came = self.counts()
+        if named:
+            self.name(named, kind)
+        send_raw(self.lab, worker, *packets)
+        wait_for("all of them", lambda: sum(self.counts()) >= shed + came + SHED_PACKETS)
+        return self.counts()[0] - shed
+
+
+def test_shedding(lab: Lab, new_engine: NewEngine, owners_rules: Path, tmp_path: Path, hooks: str) -> None:
+    """Who is named is shed, of the kind that he is named for; no established connection; and then no more."""
+    config = tmp_path / "natengine.toml"
+    config.write_text("new_flows_when_busy = 1\n")
+    engine = new_engine("--rules", owners_rules, "--hooks", hooks, "--config", config)
+    shed = Shed(lab, engine, hooks)
+    for kind in Flood:
+        assert shed.of("worker1", kind) == 0, "nobody has been named"
+        wait_for("it is shed", lambda kind=kind: shed.of("worker1", kind, named="worker1"))
+        assert shed.of("worker2", kind, named="worker1") == 0
+        wait_for("it is over", lambda kind=kind: shed.of("worker1", kind) == 0)
+    with connect(lab.node("worker1"), ADDRESS["inet2"], ECHO) as link:
+        before, _ = shed.counts()
+        shed.name("worker1", Flood.SYN)
+        for _ in range(SHED_PACKETS):
+            echo(link, b"of an established connection")
+        assert shed.counts()[0] == before
+
+
+@pytest.mark.skipif(not shutil.which("nft"), reason="nft is not installed")
+def test_the_kernel_takes_the_sets_of_nft(lab: Lab, fast_path: str) -> None:
+    """Shedding by nft needs no queue: seen on the loopback, on kernels without nft's queue expression, too."""
+    loopback = Flooder(parse_ipv4("127.0.0.1"), Flood.OTHER)
+    with lab.node("head").enter(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        nft = NftHooks((0, 0))
+        nft._queue = "accept"
+
+        def shed() -> int:
+            before = nft.shed_packets()
+            for _ in range(SHED_PACKETS):
+                with contextlib.suppress(OSError):      # nobody listens there
+                    link.sendto(b"x", ("127.0.0.1", 9))
+            return nft.shed_packets() - before
+
+        try:
+            try:
+                nft.sync(HookPlan(("lo",), flows_a_second=1))
+            except HostError as error:
+                pytest.skip(str(error))
+            if nft.cannot_shed:
+                pytest.skip(nft.cannot_shed)
+            assert shed() == 0, "nobody has been named"
+            nft.shed(loopback._replace(kind=Flood.SYN))
+            nft.shed(loopback)
+            wait_for("it is shed", shed)                # nft is not waited for
+            nft.sync(HookPlan(("lo", "eth0"), flows_a_second=1))
+            assert nft.shed_packets(), "the count goes on"
+            wait_for("it is over", lambda: shed() == 0)
+            taken_over = NftHooks((0, 0))
+            taken_over._queue = "accept"
+            taken_over.sync(HookPlan(("lo",), flows_a_second=2))
+            assert taken_over.shed_packets() == 0
+        finally:
+            nft.remove()
 
 
 @pytest.mark.parametrize("variant", ["legacy", "nft"])

@@ -12,8 +12,9 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import NewEngine
@@ -112,6 +113,67 @@ def test_a_flood_leaves_others_their_share(
     assert status["flows"] <= MAX_FLOWS_PER_HOST + 50, "of worker1 the most it may have, and a few of worker2"
     assert status["packets_by_reason"]["TABLE_FULL"] == 0
     assert memory_kb(engine) < at_first + 30_000
+
+
+@pytest.mark.parametrize("kind", ["scan", "spray"])
+def test_a_flood_is_shed_before_it_is_queued(
+    lab: Lab, new_engine: NewEngine, owners_rules: Path, kind: str
+) -> None:
+    """Nobody but who sends it is shed, and not his own connection; five seconds later nobody is."""
+    engine = new_engine("--rules", owners_rules)
+
+    def status() -> dict[str, Any]:
+        return dict(json.loads(engine.run("status", "--json").stdout))
+
+    def is_shed() -> bool:
+        now = status()
+        assert set(now["senders_shed"]) <= {ADDRESS["worker1"]}
+        return bool(now["senders_shed"]) and now["packets_shed"] > 1000
+
+    with (
+        connect(lab.node("worker1"), ADDRESS["inet2"], ECHO) as his,
+        connect(lab.node("worker2"), ADDRESS["inet2"], ECHO) as others,
+        transfer(others) as exchanges_done,
+    ):
+        assert status()["packets_shed"] == 0
+        with flood(lab, kind):
+            wait_for("the flood is shed", is_shed)
+            before = exchanges_done()
+            echo(his, EXCHANGE)
+            assert whoami(lab.node("worker2"), "inet2")[0] == UPLINK["inet2"]
+            wait_for("the transfer", lambda: exchanges_done() > before)
+        wait_for("nobody is shed", lambda: status()["senders_shed"] == [])
+        shed = status()["packets_shed"]
+        assert whoami(lab.node("worker1"), "inet2")[0] == UPLINK["inet2"]
+        echo(his, EXCHANGE)
+        assert status()["packets_shed"] == shed
+    assert f"last {ADDRESS['worker1']}" in engine.log()
+
+
+@contextlib.contextmanager
+def transfer(link: socket.socket) -> Iterator[Callable[[], int]]:
+    """Exchanges without a pause in the background, every byte compared; gives a function that counts them."""
+    failures: list[BaseException] = []
+    counted = 0
+    over = threading.Event()
+
+    def exchange() -> None:
+        nonlocal counted
+        try:
+            while not over.is_set():
+                echo(link, EXCHANGE)
+                counted += 1
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=exchange)
+    thread.start()
+    try:
+        yield lambda: counted
+    finally:
+        over.set()
+        thread.join(DEADLINE_S)
+    assert failures == []
 
 
 def test_a_hundred_clients_of_the_control_socket(lab: Lab, new_engine: NewEngine, owners_rules: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from natengine.adapters import hooks
-from natengine.adapters.hook_plan import HookPlan, LocalService
+from natengine.adapters.hook_plan import Flood, Flooder, HookPlan, LocalService
 from natengine.adapters.hooks import IptablesHooks
 from natengine.errors import HostError
 
@@ -21,6 +22,8 @@ class FakeIptables:
         self.jumps: set[tuple[str, str]] = set()
         self.chains: set[tuple[str, str]] = set()
         self.refuse: str | None = None
+        self.refuse_shedding = ""
+        self.listing = ""
         self.failure: Exception | None = None
 
     def __call__(self, argv: list[str], *, input: str | None, **options: object) -> object:
@@ -37,6 +40,8 @@ class FakeIptables:
             return subprocess.CompletedProcess(argv, 0, f"*raw\n:PREROUTING ACCEPT [0:0]\n{lines}COMMIT\n", "")
         _, wait, _, table, *rest = argv
         assert wait == "-w"
+        if rest[0] == "-nvxL":
+            return subprocess.CompletedProcess(argv, 0, self.listing, "")
         if rest[0] == "-C":
             found = (table, rest[-1]) in self.jumps
         else:
@@ -47,6 +52,8 @@ class FakeIptables:
     def restore(self, text: str) -> object:
         if self.refuse is not None:
             return subprocess.CompletedProcess([], 2, "", self.refuse)
+        if self.refuse_shedding and "-m recent" in text:
+            return subprocess.CompletedProcess([], 2, "", self.refuse_shedding)
         self.transactions.append(text)
         lines = text.splitlines()
         table = lines[0][1:]
@@ -179,6 +186,82 @@ def test_no_hairpinning_without_a_mark(iptables: FakeIptables) -> None:
     for plan in (HookPlan(("bond0.2",), addresses=addresses), HookPlan((), True, addresses, 0x10)):
         IptablesHooks((7, 7)).sync(plan)
     assert "mark" not in "".join(iptables.transactions).lower()
+
+
+SHEDDING = (
+    "*mangle\n:natengine-shed - [0:0]\n"
+    "-A natengine-shed -p tcp --syn -m recent --name natengine-syn --rcheck --seconds 4 "
+    "-m hashlimit --hashlimit-name natengine-syn-2000 --hashlimit-mode srcip "
+    "--hashlimit-above 2000/second --hashlimit-burst 200 -j DROP\n"
+    "-A natengine-shed ! -p tcp -m recent --name natengine-other --rcheck --seconds 4 "
+    "-m hashlimit --hashlimit-name natengine-other-10000 --hashlimit-mode srcip "
+    "--hashlimit-above 10000/second --hashlimit-burst 1000 -j DROP\nCOMMIT\n"
+)
+
+
+def test_shedding(iptables: FakeIptables) -> None:
+    """A chain that only those are dropped in who are listed; only of what would be queued, and just before it is."""
+    installed = IptablesHooks((7, 7))
+    installed.sync(HookPlan(("bond0.2", "bond0.3"), flows_a_second=1000))
+    assert iptables.transactions == [
+        SHEDDING,
+        "*mangle\n:natengine-out - [0:0]\n"
+        "-A natengine-out -o bond0.2 -j natengine-shed\n-A natengine-out -o bond0.2 -j NFQUEUE --queue-num 7\n"
+        "-A natengine-out -o bond0.3 -j natengine-shed\n-A natengine-out -o bond0.3 -j NFQUEUE --queue-num 7\n"
+        "-I POSTROUTING -j natengine-out\nCOMMIT\n",
+        FIRST[1],
+    ]
+    assert installed.cannot_shed == ""
+    installed.sync(HookPlan(("bond0.2",), flows_a_second=1000))
+    assert iptables.transactions.count(SHEDDING) == 1, "its counters go on"
+    iptables.transactions.clear()
+    installed.sync(HookPlan(("bond0.2",), guard=True, flows_a_second=1000))
+    assert iptables.transactions == GUARD, "a guard drops everything"
+    installed.remove()
+    assert iptables.jumps == iptables.chains == set()
+
+
+def test_a_kernel_that_cannot_shed(iptables: FakeIptables) -> None:
+    """The hooks are as they would be without; the kernel is asked once."""
+    installed = IptablesHooks((7, 7))
+    iptables.refuse_shedding = "Couldn't load match `recent'"
+    installed.sync(HookPlan(("bond0.2", "bond0.3"), flows_a_second=1000))
+    assert iptables.transactions == FIRST
+    assert installed.cannot_shed == "Couldn't load match `recent'"
+    iptables.refuse_shedding = ""
+    installed.sync(HookPlan(("bond0.2",), flows_a_second=1000))
+    assert "natengine-shed" not in "".join(iptables.transactions)
+
+
+def test_naming_a_sender(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, iptables: FakeIptables) -> None:
+    """A line for the list of its kind; no program is run."""
+    monkeypatch.setattr(hooks, "LISTS", tmp_path)
+    installed = IptablesHooks((7, 7))
+    installed.shed(Flooder(0x0A01000B, Flood.OTHER))
+    assert (tmp_path / "natengine-other").read_text() == "+10.1.0.11\n"
+    assert iptables.commands == []
+    monkeypatch.setattr(hooks, "LISTS", tmp_path / "nowhere")
+    with pytest.raises(HostError, match="natengine-syn: No such file"):
+        installed.shed(Flooder(0x0A01000B, Flood.SYN))
+
+
+def test_what_was_shed(iptables: FakeIptables) -> None:
+    """The rules count it; where they are gone, nothing."""
+    installed = IptablesHooks((7, 7))
+    assert installed.shed_packets() == 0
+    iptables.listing = (
+        "Chain natengine-shed (2 references)\n    pkts      bytes target     prot opt in     out     source\n"
+        "  261795 10471800 DROP       6    --  *      *       0.0.0.0/0\n"
+        "       5      160 DROP      !6    --  *      *       0.0.0.0/0\n"
+    )
+    assert installed.shed_packets() == 261_800
+
+
+@pytest.mark.parametrize(("flows_a_second", "syns", "others"), [(1, 2, 10), (600_000, 1_000_000, 1_000_000)])
+def test_rates(flows_a_second: int, syns: int, others: int) -> None:
+    """Above what the engine lets a sender have; no rate that the matches cannot say."""
+    plan = HookPlan(flows_a_second=flows_a_second)
+    assert (plan.shed_above(Flood.SYN), plan.shed_above(Flood.OTHER)) == (syns, others)
 
 
 def test_several_queues(iptables: FakeIptables) -> None:

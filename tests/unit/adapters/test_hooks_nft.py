@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import pytest
 
-from natengine.adapters import hooks_nft
-from natengine.adapters.hook_plan import Action, HookPlan, HookRule, LocalService, Place
+from natengine.adapters import hooks_nft, programs
+from natengine.adapters.hook_plan import Action, Flood, Flooder, HookPlan, HookRule, LocalService, Place
 from natengine.adapters.hooks_nft import CHAINS, NftHooks
 from natengine.errors import HostError
 
@@ -20,15 +21,22 @@ class FakeNft:
         self.checks: list[str] = []
         self.is_there = False
         self.refuse: str | None = None
+        self.refuse_shedding = ""
+        self.counters = ""
 
     def __call__(self, argv: list[str], *, input: str | None, **options: object) -> object:
         assert options["timeout"] and argv[0] == "nft"
+        if argv[1:3] == ["list", "counters"]:
+            assert argv[3:] == ["table", "ip", "natengine"]
+            return subprocess.CompletedProcess(argv, 0, self.counters, "")
         if argv[1] == "list":
             assert argv[2:] == ["table", "ip", "natengine"]
             return subprocess.CompletedProcess(argv, 0 if self.is_there else 1, "", "")
         assert input is not None and argv[-2:] == ["-f", "-"]
         if self.refuse is not None:
             return subprocess.CompletedProcess(argv, 1, "", self.refuse)
+        if self.refuse_shedding and "limit rate" in input:
+            return subprocess.CompletedProcess(argv, 1, "", self.refuse_shedding)
         if "--check" in argv:
             self.checks.append(input)
         else:
@@ -87,6 +95,93 @@ def test_interfaces(nft: FakeNft, plan: HookPlan, rule: str) -> None:
     """All but the loopback, and iptables' wildcard in nft's words."""
     NftHooks((7, 7)).sync(plan)
     assert f"add rule ip natengine leaving {rule}\n" in nft.transactions[0]
+
+
+SETS = """\
+add set ip natengine flooders-syn { type ipv4_addr; flags timeout; }
+add set ip natengine rate-syn { type ipv4_addr; flags dynamic,timeout; timeout 8s; size 1024; }
+add counter ip natengine shed-syn {  }
+add set ip natengine flooders-other { type ipv4_addr; flags timeout; }
+add set ip natengine rate-other { type ipv4_addr; flags dynamic,timeout; timeout 8s; size 1024; }
+add counter ip natengine shed-other {  }
+"""
+SHEDDING = """\
+add rule ip natengine shed tcp flags & (fin | syn | rst | ack) == syn ip saddr @flooders-syn \
+update @rate-syn { ip saddr limit rate over 2000/second burst 200 packets } counter name "shed-syn" drop
+add rule ip natengine shed meta l4proto != tcp ip saddr @flooders-other \
+update @rate-other { ip saddr limit rate over 10000/second burst 1000 packets } counter name "shed-other" drop
+add rule ip natengine leaving oifname "bond0.2" jump shed
+add rule ip natengine leaving oifname "bond0.2" queue num 7
+add rule ip natengine arriving iifname "bond0.2" queue num 7
+"""
+
+
+def test_shedding(nft: FakeNft) -> None:
+    """Only who is in the set is dropped, only what would be queued; counts begin with the engine, and then go on."""
+    installed = NftHooks((7, 7))
+    installed.sync(HookPlan(("bond0.2",), flows_a_second=1000))
+    deleted = re.sub("add (.*) {.*}", r"delete \1", SETS)
+    table, frame = FRAME.split("\n", 1)
+    begin = f"{table}\n{SETS}add chain ip natengine shed\n{frame}"
+    assert nft.transactions == [begin + deleted + SETS + SHEDDING]
+    installed.sync(HookPlan(("bond0.2",), flows_a_second=1000, mark=1))
+    assert nft.transactions[1] == begin + SHEDDING
+    assert installed.cannot_shed == ""
+
+
+def test_a_kernel_that_cannot_shed(nft: FakeNft) -> None:
+    """The hooks are as they would be without; the kernel is asked once."""
+    nft.refuse_shedding = "Error: Could not process rule: No such file or directory"
+    installed, without = NftHooks((7, 7)), NftHooks((7, 7))
+    installed.sync(HookPlan(("bond0.2",), flows_a_second=1000))
+    assert installed.cannot_shed == nft.refuse_shedding
+    without.sync(HookPlan(("bond0.2",)))
+    assert nft.transactions[0] == nft.transactions[1]
+    nft.refuse_shedding = ""
+    installed.sync(HookPlan(("bond0.3",), flows_a_second=1000))
+    assert "shed" not in "".join(nft.transactions)
+
+
+class Running:
+    """A program that has been started."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.argv = argv
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self) -> None:
+        self.returncode = 0
+
+
+def test_naming_a_sender(nft: FakeNft, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a time-out, also where it is named already; nobody waits for nft, but a failure is noticed."""
+    started: list[Running] = []
+    monkeypatch.setattr(programs, "start", lambda argv: started.append(Running(argv)) or started[-1])
+    installed = NftHooks((7, 7))
+    installed.shed(Flooder(0x0A01000B, Flood.SYN))
+    assert [each.argv for each in started] == [["nft", (
+        "add element ip natengine flooders-syn { 10.1.0.11 }; delete element ip natengine flooders-syn { 10.1.0.11 }; "
+        "add element ip natengine flooders-syn { 10.1.0.11 timeout 4s }"
+    )]]
+    installed.shed(Flooder(0x0A01000C, Flood.SYN))
+    started[0].returncode = 0
+    installed.shed(Flooder(0x0A01000D, Flood.SYN))
+    started[1].returncode = 1
+    with pytest.raises(HostError, match="could not add an element"):
+        installed.shed(Flooder(0x0A01000E, Flood.SYN))
+    installed.remove()
+    assert all(each.returncode is not None for each in started), "none comes after the table is gone"
+
+
+def test_what_was_shed(nft: FakeNft) -> None:
+    """The counters say it; where they are gone, nothing."""
+    assert NftHooks((7, 7)).shed_packets() == 0
+    nft.counters = "table ip natengine {\n\tcounter shed-syn {\n\t\tpackets 40 bytes 1600\n\t}\n" \
+        "\tcounter shed-other {\n\t\tpackets 2 bytes 64\n\t}\n}\n"
+    assert NftHooks((7, 7)).shed_packets() == 42
 
 
 def test_several_queues(nft: FakeNft) -> None:

@@ -34,7 +34,7 @@ from natengine.errors import (
 from natengine.frontend.save import REPLACE, RestoreOptions
 from natengine.rules.model import TableName
 
-STATUS = {"flows": 3, "control_clients_sent_away": 0}
+STATUS = {"flows": 3, "packets_shed": 5, "control_clients_sent_away": 0}
 
 
 class FakeGateway:
@@ -67,6 +67,9 @@ class FakeGateway:
         how = (options, test, flush_flows)
         self.seen += [text] if how == (REPLACE, False, False) else [text, how]
         return []
+
+    def shed_packets(self) -> int:
+        return 5
 
     def status(self) -> dict[str, object]:
         return {"flows": 3}

@@ -25,6 +25,7 @@ STATUS = {
         "filter": ["-P FORWARD DROP", "-A FORWARD -m comment --comment \"[red]\" -j ACCEPT"],
     },
     "flows": 5, "max_flows": 1000, "mappings": 4, "overloaded": 0, "fragments": {"datagrams": 12, "held": 34},
+    "packets_shed": 4711, "senders_shed": ["10.1.0.11", "10.1.0.11"],
     "packets_by_reason": {reason.name: int(reason) * (reason is not Reason.NO_RULE) for reason in Reason},
 }
 
@@ -37,6 +38,7 @@ def test_page() -> None:
     for text in (
         "0.1.0", "4242", "1:02:05", "python", "netfilterqueue", "2663", "17", "5 of at most 1000",
         "12 datagrams in pieces", "34 pieces held",
+        "4711 packets of floods were dropped before they were queued, 10.1.0.11 just now",
         "-t nat -A POSTROUTING -o bond0.2 -j MASQUERADE", "-t filter -P FORWARD DROP", '"[red]"',
         "bond0.def", "10.1.0.1", "inside", "bond0.2", "uplink", "down", "none", "translated", "truncated",
     ):
