@@ -15,10 +15,10 @@ import socket
 import struct
 import threading
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 from natengine.adapters import _nfqueue
 from natengine.adapters.base import IoStats, Settle, no_queue, queue_taken
+from natengine.adapters.queuedrops import QUEUES
 from natengine.errors import HostError
 from natengine.vocab import Decision
 
@@ -37,7 +37,6 @@ QUEUE_LENGTH = 8192                 # packets the kernel holds for us before it 
 RECEIVE_BUFFER = 64 << 20           # bytes; a message of 64 KiB counts for more than its size
 SEND_BUFFER = 8 << 20
 RECEIVE_TIMEOUT_US = 1000           # when nothing comes, control requests wait this long (and two ticks at most)
-QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")      # all of the namespace: number, owner, …
 ROUND_S = 3600.0                    # an extra thread's turn; it ends earlier only when told to
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
+QUEUES = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")      # a line for each queue of the namespace
 _NUMBER, _DROPPED = 0, 5            # columns: queue, port id, waiting, copy mode, copy range, dropped, …
 
 
