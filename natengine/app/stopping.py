@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 
@@ -22,10 +23,8 @@ class StopSignals:
                 signal.signal(number, self._handle)
 
     def remember(self) -> None:
-        """From now on only remember a signal; one that has come already ends the program here."""
+        """From now on only remember a signal."""
         self._act = _do_nothing
-        if self.received:               # its SystemExit was lost where Python swallows exceptions
-            _leave()
 
     def hand_over(self, stop: Callable[[], None] | None) -> None:
         """From now on call `stop`, which is safe in a signal handler; None goes back to remembering."""
@@ -39,7 +38,8 @@ class StopSignals:
 
 
 def _leave() -> None:
-    raise SystemExit(0)
+    # an exception would be lost, and complained of, where Python swallows them: in a callback of its imports, say
+    os._exit(0)
 
 
 def _do_nothing() -> None:
