@@ -61,7 +61,7 @@ FUZZ_SEED ?= $(shell date +%s)
 fuzz: setup build/asan/built
 	PYTHONPATH=tests $(PY) -m fuzz packets --seed $(FUZZ_SEED) --seconds $$(($(FUZZ_SECONDS) / 3))
 	$(UNDER_ASAN) $(PY) -P -m fuzz packets --seed $(FUZZ_SEED) --backends cython --seconds $$(($(FUZZ_SECONDS) / 3))
-	PYTHONPATH=tests $(PY) -m fuzz guided --seconds $$(($(FUZZ_SECONDS) / 3))
+	PYTHONPATH=tests $(PY) -m fuzz guided --seed $(FUZZ_SEED) --seconds $$(($(FUZZ_SECONDS) / 3))
 
 # traffic of all kinds while everything changes; the test suite has a minute of it
 SOAK_SECONDS ?= 600

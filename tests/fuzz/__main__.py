@@ -58,9 +58,9 @@ def target(name: str) -> object:
 
 def blind(name: str, seconds: float, seed: int) -> None:
     """Mutate the corpus without looking."""
-    dice, began, n = random.Random(seed), time.monotonic(), 0
     seeds = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
     call = target(name)
+    dice, began, n = random.Random(seed), time.monotonic(), 0
     while time.monotonic() - began < seconds:
         data = bytearray(dice.choice(seeds))
         for _ in range(dice.randrange(8)):
