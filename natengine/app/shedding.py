@@ -23,6 +23,7 @@ REFUSALS = 16                       # in WINDOW_NS.  The adapter asks about a se
 WINDOW_NS = SECOND_NS // 10
 SHED_NS = SHED_S * SECOND_NS
 SENDERS_REMEMBERED = 256
+HEADER_BYTES = 20                   # of IPv4, at least
 
 
 @dataclass(slots=True)
@@ -91,6 +92,8 @@ def flooder_of(packet: bytearray, meta: PacketMeta) -> Flooder | None:
 
 def kind_of(packet: bytearray) -> Flood | None:
     """What kind of flood a packet may be part of; None if the hooks could not tell it from one of a known flow."""
+    if len(packet) < HEADER_BYTES:
+        return None
     if packet[9] != Proto.TCP:
         return Flood.OTHER
     flags = packet[4 * (packet[0] & 0xF) + 13:][:1]

@@ -94,3 +94,10 @@ def test_forged_sources_do_not_fill_the_memory() -> None:
         shedding.refuse(SCAN, LEAVING, 0)
     assert len(shedding._refused) == SENDERS_REMEMBERED
     assert shedding.senders(1) == [Flooder(WORKER, Flood.SYN)]
+
+
+@pytest.mark.parametrize("length", range(25))
+def test_what_is_cut_short_is_nobodys_flood(length: int) -> None:
+    """The portable adapter asks before anybody has looked at the packet: no length raises."""
+    flooder = flooder_of(SCAN[:length], LEAVING)
+    assert flooder is None
