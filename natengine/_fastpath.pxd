@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from natengine._flow_deadline cimport Timeouts, Wheel
 from natengine._flow_index cimport Index
 from natengine._flow_record cimport TCP_STATES, Flow, Queue
 from natengine._tcp_window cimport Segment
@@ -10,7 +11,6 @@ from natengine._wire cimport Headers
 
 cdef enum:
     TCP_SEGMENTS = 6
-    WHEEL_SLOTS = 8192              # `SLOTS`; a power of two
 
 
 cdef class FastPath:
@@ -23,17 +23,12 @@ cdef class FastPath:
     cdef uint32_t fresh             # ids below were in use at some time
     cdef uint32_t free_first        # removed flows, chained through links[BY_DEADLINE].after
     cdef Queue unreplied            # least recently used first
-    cdef Queue wheel[WHEEL_SLOTS]
-    cdef uint64_t tick              # the next second `expire` looks at
+    cdef Wheel wheel
     cdef uint32_t generation
-    cdef uint64_t tcp_timeouts_ns[TCP_STATES]
-    cdef uint64_t timeouts_ns[256]
-    cdef uint64_t tcp_unacknowledged_ns
-    cdef uint64_t dns_timeout_ns
+    cdef Timeouts timeouts
     cdef uint8_t transitions[2 * TCP_SEGMENTS * TCP_STATES]
     cdef uint8_t segment_of_flags[256]
     cdef bint tcp_liberal
-    cdef bint udp_inbound_refresh
     cdef bint clamps                # whether there are any `mss_limits`
     cdef dict mss_limits            # by uplink
 
@@ -48,9 +43,6 @@ cdef class FastPath:
     cdef int follow(self, Flow *flow, bint is_reply, const Segment *segment) noexcept nogil
     cdef bint clamp_syn(self, uint8_t *data, const Headers *headers, uint32_t uplink) noexcept with gil
     cdef void note(self, uint32_t flow_id, bint is_reply, uint32_t length, uint64_t now_ns) noexcept nogil
-    cdef uint64_t next_deadline(self, const Flow *flow, bint is_reply, uint64_t now_ns) noexcept nogil
-    cdef void file(self, uint32_t flow_id) noexcept nogil
-    cdef uint64_t filed_tick(self, const Flow *flow) noexcept nogil
     cdef bint is_taken(self, const Flow *flow) noexcept nogil
     cdef uint32_t add(self, const Flow *flow, uint64_t now_ns) noexcept nogil
     cdef void drop(self, uint32_t flow_id) noexcept nogil

@@ -11,7 +11,7 @@ same.  What differs is where things are:
     flows    Flow  Flow  Flow  ...     128 bytes each, allocated once, touched when first used; or in
                ^                       memory that outlives us (`flow/image.py`)
                │ ids                   doubly linked through the records
-    wheel    Queue Queue ... (seconds)          unreplied    Queue
+    wheel    Queue Queue ... (seconds, `_flow_deadline.pxd`)          unreplied    Queue
 
 No policy is written here: the TCP table, timeouts and permissions come in as data.
 Limits: one thread; `prepare` and `finish` trust their caller about `length` and the sign of `now_ns`.
@@ -25,8 +25,11 @@ from libc.stdint cimport (
     int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t,
 )
 from libc.stdlib cimport free
-from libc.string cimport memset
 
+from natengine._flow_deadline cimport (
+    BY_DEADLINE, BY_USE, NS_PER_TICK, WHEEL_SLOTS, begin_wheel, file_flow, first_due, is_filed_too_late, next_deadline,
+    turn_wheel, unfile_flow,
+)
 from natengine._flow_index cimport (
     Entry, enter, expect, expect_flow, flow_of, flow_with, forget, hash_of, new_memory,
 )
@@ -34,11 +37,10 @@ from natengine._flow_record cimport (
     CACHE_LINE, NOBODY, TCP_STATES, Flow, Queue, append, fit, is_sound, keep_order, key_of, read_spec, unlink,
 )
 from natengine._tcp_window cimport (
-    ASIDE, FLAG_RST, FLAG_SYN, OUTSIDE, Segment, Side, clamp_mss, has_unacknowledged, judge, note_segment,
-    read_segment,
+    ASIDE, FLAG_RST, FLAG_SYN, OUTSIDE, Segment, Side, clamp_mss, judge, note_segment, read_segment,
 )
 from natengine._wire cimport (
-    HOOK_POSTROUTING, HOOK_PREROUTING, IS_ICMP, IS_TCP, IS_UDP, PATH_MISS, PATH_REFUSED_FORWARD,
+    HOOK_POSTROUTING, HOOK_PREROUTING, IS_ICMP, IS_TCP, PATH_MISS, PATH_REFUSED_FORWARD,
     PATH_REFUSED_STATE, PATH_REFUSED_WINDOW, PATH_STALE, PATH_TRANSLATED, PATH_UNCHANGED, Headers, Key,
     complete_transport_checksum, load16, parse_untrusted, rewrite,
 )
@@ -59,12 +61,6 @@ BACKEND = "cython"
 cdef object new_tuple = tuple.__new__       # spares a named tuple the detour through Python
 
 cdef enum:
-    NS_PER_TICK = 1_000_000_000
-
-    BY_DEADLINE = 0                 # Flow.links
-    BY_USE = 1
-
-    DNS = 53                        # `flow.timeouts.DNS_PORT`
     ESTABLISHED = 3                 # `TcpState`
     REFUSED = 255
 
@@ -103,7 +99,7 @@ A flow table of fixed capacity and the packet path over it.
 
     def __cinit__(self, config: TableConfig, memory: object = None, now_ns: int = 0) -> None:
         config.check()
-        self.tick = <uint64_t>fit(now_ns, 0, INT64_MAX) / NS_PER_TICK
+        begin_wheel(&self.wheel, <uint64_t>fit(now_ns, 0, INT64_MAX))
         self.capacity = config.capacity
         # the records begin at a cache line, so that none of them straddles three
         if memory is None:
@@ -118,22 +114,21 @@ A flow table of fixed capacity and the packet path over it.
         self.index.entries = <Entry *>new_memory(entries * sizeof(Entry))
         if self.flows == NULL or self.index.entries == NULL:
             raise MemoryError(f"no memory for {self.capacity} flows")
-        memset(self.wheel, 0xFF, sizeof(self.wheel))            # NOBODY, everywhere
         self.unreplied.first = self.unreplied.last = self.free_first = NOBODY
-        self.tcp_unacknowledged_ns = config.tcp_unacknowledged_ns
-        self.dns_timeout_ns = config.dns_timeout_ns
-        self.udp_inbound_refresh = config.udp_inbound_refresh
         self.index.secret[0] = int.from_bytes(config.hash_key[:8], "little")
         self.index.secret[1] = int.from_bytes(config.hash_key[8:], "little")
         self.tcp_liberal = config.tcp_liberal
+        self.timeouts.tcp_unacknowledged_ns = config.tcp_unacknowledged_ns
+        self.timeouts.dns_ns = config.dns_timeout_ns
+        self.timeouts.udp_inbound_refresh = config.udp_inbound_refresh
         cdef int i
         for i in range(TCP_STATES):
-            self.tcp_timeouts_ns[i] = config.tcp_timeouts_ns[i]
+            self.timeouts.tcp_ns[i] = config.tcp_timeouts_ns[i]
         for i in range(2 * TCP_SEGMENTS * TCP_STATES):
             self.transitions[i] = config.transitions[i]
         for i in range(256):
             self.segment_of_flags[i] = config.segment_of_flags[i]
-            self.timeouts_ns[i] = config.timeouts_ns[i]
+            self.timeouts.protocol_ns[i] = config.timeouts_ns[i]
         if memory is not None:
             self.take_over()
 
@@ -165,11 +160,11 @@ A flow table of fixed capacity and the packet path over it.
                     raise CorruptTable(f"record {flow_id} has the tuple of another flow")
                 enter(&self.index, self.flows, flow_id, True)
                 enter(&self.index, self.flows, flow_id, False)
-                self.file(flow_id)
+                file_flow(&self.wheel, self.flows, flow_id)
                 self.count += 1
         # the nearest deadline stands for the longest idle
         for slot in range(<uint32_t>WHEEL_SLOTS):
-            flow_id = self.wheel[(self.tick + slot) % WHEEL_SLOTS].first
+            flow_id = self.wheel.slots[(self.wheel.tick + slot) % WHEEL_SLOTS].first
             while flow_id != NOBODY:
                 if not self.flows[flow_id].seen_reply:
                     append(self.flows, &self.unreplied, BY_USE, flow_id)
@@ -340,27 +335,10 @@ A flow table of fixed capacity and the packet path over it.
                 flow.assured = 1
         elif flow.proto != IS_ICMP and flow.seen_reply and not is_reply:
             flow.assured = 1
-        flow.deadline_ns = self.next_deadline(flow, is_reply, now_ns)
-        if flow.deadline_ns / NS_PER_TICK + 1 < self.filed_tick(flow):  # a shorter timeout than before
-            unlink(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
-            self.file(flow_id)
-
-    cdef uint64_t next_deadline(self, const Flow *flow, bint is_reply, uint64_t now_ns) noexcept nogil:
-        """Return when a flow ends to which this is the last packet."""
-        cdef uint64_t timeout
-        if flow.proto == IS_TCP:
-            timeout = self.tcp_timeouts_ns[flow.tcp_state]
-            if timeout > self.tcp_unacknowledged_ns and has_unacknowledged(flow.sides):
-                timeout = self.tcp_unacknowledged_ns
-            return now_ns + timeout
-        timeout = self.timeouts_ns[flow.proto]
-        if flow.proto != IS_UDP or is_reply != flow.from_inside:
-            return now_ns + timeout
-        if flow.peer_port == DNS:
-            timeout = min(timeout, self.dns_timeout_ns)
-        if self.udp_inbound_refresh or flow.packets[0] + flow.packets[1] == 1:
-            return now_ns + timeout
-        return min(now_ns + timeout, flow.deadline_ns)
+        flow.deadline_ns = next_deadline(&self.timeouts, flow, is_reply, now_ns)
+        if is_filed_too_late(&self.wheel, flow):            # a shorter timeout than before
+            unfile_flow(&self.wheel, self.flows, flow_id)
+            file_flow(&self.wheel, self.flows, flow_id)
 
     # ── flows ────────────────────────────────────────────────────────────────────────────────────
 
@@ -405,7 +383,7 @@ A flow table of fixed capacity and the packet path over it.
         enter(&self.index, self.flows, flow_id, True)
         enter(&self.index, self.flows, flow_id, False)
         append(self.flows, &self.unreplied, BY_USE, flow_id)
-        self.file(flow_id)
+        file_flow(&self.wheel, self.flows, flow_id)
         self.count += 1
         return flow_id
 
@@ -424,7 +402,7 @@ A flow table of fixed capacity and the packet path over it.
         forget(&self.index, self.flows, flow_id, False)
         if not flow.seen_reply:
             unlink(self.flows, &self.unreplied, BY_USE, flow_id)
-        unlink(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
+        unfile_flow(&self.wheel, self.flows, flow_id)
         flow.in_use = 0
         keep_order()
         flow.links[BY_DEADLINE].after = self.free_first
@@ -547,19 +525,6 @@ A flow table of fixed capacity and the packet path over it.
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 
-    cdef void file(self, uint32_t flow_id) noexcept nogil:
-        """File a flow under the second after its deadline, or under the last one of the wheel."""
-        cdef Flow *flow = &self.flows[flow_id]
-        cdef uint64_t filed_tick = max(
-            self.tick, min(flow.deadline_ns / NS_PER_TICK + 1, self.tick + WHEEL_SLOTS - 1)
-        )
-        flow.filed_slot = <uint16_t>(filed_tick % WHEEL_SLOTS)
-        append(self.flows, &self.wheel[flow.filed_slot], BY_DEADLINE, flow_id)
-
-    cdef uint64_t filed_tick(self, const Flow *flow) noexcept nogil:
-        """The second under which a flow is filed: the next one that has its slot."""
-        return self.tick + ((flow.filed_slot - self.tick) & (WHEEL_SLOTS - 1))
-
     def expire(self, now_ns: int, budget: int) -> list[FlowInfo]:
         """Remove flows whose deadline has passed and return what they were.
 
@@ -568,27 +533,20 @@ A flow table of fixed capacity and the packet path over it.
         """
         cdef uint64_t at_ns = <uint64_t>fit(now_ns, 0, INT64_MAX)
         cdef int64_t looks_left = fit(budget, INT64_MIN, INT64_MAX)
-        cdef uint64_t now_tick = at_ns / NS_PER_TICK
         cdef uint32_t flow_id
-        cdef Queue *slot
         cdef list ended = []
-        if now_tick >= self.tick + WHEEL_SLOTS:                 # one whole turn meets every flow
-            self.tick = now_tick - WHEEL_SLOTS + 1
-        while self.tick <= now_tick:
-            slot = &self.wheel[self.tick % WHEEL_SLOTS]
-            while slot.first != NOBODY:
-                if looks_left <= 0:
-                    return ended
-                looks_left -= 1
-                flow_id = slot.first
-                if self.flows[flow_id].deadline_ns <= at_ns:
-                    ended.append(self.describe(flow_id))
-                    self.drop(flow_id)
-                else:
-                    unlink(self.flows, slot, BY_DEADLINE, flow_id)
-                    self.file(flow_id)
-            self.tick += 1
-        return ended
+        turn_wheel(&self.wheel, at_ns)
+        while True:
+            flow_id = first_due(&self.wheel, at_ns)
+            if flow_id == NOBODY or looks_left <= 0:
+                return ended
+            looks_left -= 1
+            if self.flows[flow_id].deadline_ns <= at_ns:
+                ended.append(self.describe(flow_id))
+                self.drop(flow_id)
+            else:
+                unfile_flow(&self.wheel, self.flows, flow_id)
+                file_flow(&self.wheel, self.flows, flow_id)
 
 
 cdef object describe_side(const Flow *flow, int is_reply):

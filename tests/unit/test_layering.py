@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {        # layer -> layers it may import
 }
 LAYER_OF = {        # and in C
     "_fastpath": "fastpath", "_fastpath_py": "fastpath", "_wire": "wire", "_tcp_window": "flow", "_flow_record": "flow",
-    "_flow_index": "flow",
+    "_flow_index": "flow", "_flow_deadline": "flow",
 }
 EXEMPT = {"__init__", "__main__"}       # of the package itself: they only pass on
 # What compiled sources share in C.  The batched loop meets the flow table there, so that a packet of a
@@ -44,7 +44,11 @@ CIMPORTS = {
     "_tcp_window": {"natengine._wire"},
     "_flow_record": {"natengine._wire", "natengine._tcp_window"},
     "_flow_index": {"natengine._wire", "natengine._flow_record"},
-    "_fastpath": {"natengine._wire", "natengine._tcp_window", "natengine._flow_record", "natengine._flow_index"},
+    "_flow_deadline": {"natengine._wire", "natengine._tcp_window", "natengine._flow_record"},
+    "_fastpath": {
+        "natengine._wire", "natengine._tcp_window", "natengine._flow_record", "natengine._flow_index",
+        "natengine._flow_deadline",
+    },
     "adapters/_message": {"natengine._wire", "natengine.adapters._nfqueue"},
     "adapters/_nfqueue": {
         "natengine._wire", "natengine._fastpath", "natengine.adapters._hush", "natengine.adapters._message"
