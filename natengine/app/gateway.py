@@ -52,6 +52,7 @@ from natengine.wire.addr import format_ipv4
 T = TypeVar("T")
 
 LOOK_AT_PORTS_NS = 5_000_000_000
+LOOKS_SHARE = 20                    # looks for who knocks at a port of nobody's take a twentieth of the time at most
 TELL_REFUSALS_NS = 1_000_000_000
 CANNOT_SHED = "floods cost more than they need to, for the hooks cannot shed them: %s"
 SHED = "flood: %%d times a sender was cut down for some seconds, last %s; see packets_shed in status"
@@ -121,7 +122,9 @@ class Gateway:
             if self.state.note:
                 self.log.write(self.state.note)
             self._keep(self.state, lambda state: state.close(keep=len(fast) > 0))
-        self.engine = NatEngine(fast, settings=config.settings, rng=random.SystemRandom())
+        self.engine = NatEngine(
+            fast, settings=config.settings, rng=random.SystemRandom(), look_at_ports=self._look_again
+        )
         try:
             self._open(fast, ruleset, counters)
         except BaseException as error:
@@ -280,7 +283,16 @@ class Gateway:
         return {**self.io.stats()._asdict(), "queue_full": packets_without_room(*self.io.queues)}
 
     def _look_at_local_ports(self) -> None:
+        began_ns = now_ns()
         self.engine.replace_local_ports(read_local_ports())
+        ended_ns = now_ns()
+        self._next_look_ns = ended_ns + LOOKS_SHARE * (ended_ns - began_ns)
+
+    def _look_again(self) -> bool:
+        if now_ns() < self._next_look_ns:
+            return False
+        self._look_at_local_ports()
+        return True
 
     def _stats(self) -> EngineStats:
         self.engine.note_settled(self.io.take_settled())

@@ -13,12 +13,14 @@ Filtering (RFC 4787 5, RFC 5382 4.3) is who may send to a mapped port: anybody, 
 written to, or just who was written to, for whom there is a flow already.
 
 Held (RFC 5382 REQ-4): a SYN that nobody waits for may be the other half of a simultaneous open.  It is dropped and
-remembered; if no flow has come of it in six seconds, its sender is told (`HeldSyns`).
+remembered; if no flow has come of it in six seconds, its sender is told (`HeldSyns`).  First the head's ports are
+looked at anew: its service may be younger than the last look.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from natengine.fastpath import NOT_FOUND, FastPath
@@ -37,6 +39,13 @@ MAX_HELD_SYNS = 1024
 
 # by protocol, the ports that the head's own sockets are bound to; None: nobody has told us
 LocalPorts = dict[int, frozenset[int]]
+# has `replace_local_ports` called with what is so now, and returns True; False: that was done just before
+LookAtPorts = Callable[[], bool]
+
+
+def never_look() -> bool:
+    """The `LookAtPorts` of an engine whose ports nobody knows."""
+    return False
 
 
 class Arriving:
@@ -49,11 +58,16 @@ class Arriving:
         self._hold = settings.syn_hold_ns > 0
         self._loose = settings.tcp_loose
         self.held = HeldSyns(fast, settings.syn_hold_ns)
+        self.look_at_ports: LookAtPorts = never_look
         self.counts_peers = settings.filtering is FilteringBehaviour.ADDRESS_DEPENDENT
         self._peers: Counter[tuple[Endpoint, int]] = Counter()      # flows of an outside endpoint with a host
 
     def decide(self, packet: NewPacket, policy: Policy) -> FlowSpec | Reason:
         """Return the flow that this packet begins, or why it begins none; the spec holds a mapping."""
+        answer = self._answer(packet, policy)
+        return self._answer(packet, policy) if answer is Reason.SYN_HELD and self.look_at_ports() else answer
+
+    def _answer(self, packet: NewPacket, policy: Policy) -> FlowSpec | Reason:
         from_outside = policy.is_uplink(packet.meta.in_ifindex)
         if from_outside and policy.is_spoofed(packet.ip.src):
             return Reason.SPOOFED
@@ -111,6 +125,7 @@ class Arriving:
     def replace_local_ports(self, ports: LocalPorts) -> None:
         """Take notice of the ports that the head's own sockets are bound to."""
         self._local_ports = ports
+        self.held.forget(ports)
 
     def flow_begins(self, spec: FlowSpec) -> None:
         """Remember whom a mapping talks to; only where `counts_peers`."""
@@ -143,6 +158,12 @@ class HeldSyns:
         """Remember a SYN; one that is sent again does not wait longer.  Without room it is just forgotten."""
         if key not in self._held and len(self._held) < MAX_HELD_SYNS:
             self._held[key] = _HeldSyn(bytes(packet), now_ns + self._hold_ns)
+
+    def forget(self, ports: LocalPorts) -> None:
+        """There is somebody at these ports now: what came before him is sent again, and no error follows it."""
+        self._held = {
+            key: syn for key, syn in self._held.items() if key.dst_port_or_icmp_id not in ports.get(key.proto, ())
+        }
 
     def expire(self, now_ns: int, outbox: Outbox) -> None:
         """Tell the senders of those that have waited long enough, unless a flow has come of it."""

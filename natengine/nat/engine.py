@@ -14,7 +14,7 @@ from __future__ import annotations
 from natengine.errors import BadPacket, Truncated
 from natengine.fastpath import FULL, FastPath
 from natengine.flow.records import Allow, FlowInfo, FlowSpec, Path
-from natengine.nat.arriving import LocalPorts
+from natengine.nat.arriving import LocalPorts, LookAtPorts, never_look
 from natengine.nat.fragment_path import FragmentPath, translate_first
 from natengine.nat.fragments import HeldFragment
 from natengine.nat.hairpin import second_half
@@ -45,7 +45,9 @@ from natengine.wire.pptp import PPTP_PORT
 class NatEngine:
     """Decide and rewrite, one packet at a time."""
 
-    def __init__(self, fast: FastPath, *, settings: Settings, rng: Rng) -> None:
+    def __init__(
+        self, fast: FastPath, *, settings: Settings, rng: Rng, look_at_ports: LookAtPorts = never_look
+    ) -> None:
         """Start with no rules and no interfaces; see `replace_ruleset` and `replace_interfaces`."""
         self._fast = fast
         self._by_reason = [0] * (max(Reason) + 1)
@@ -61,6 +63,7 @@ class NatEngine:
         self._uplinks = Uplinks()
         self._vanished = VanishedAddresses(fast)
         self._slow = SlowPath(fast, self.compile(self.ruleset), self.marks, settings, rng)
+        self._slow.arriving.look_at_ports = look_at_ports
         self._fragments = FragmentPath(fast, self._slow, settings, rng, settle_first=self._settle_first)
         self._calls = Calls(fast, self._slow, settings, install=self._install, remove=self._remove)
         self._turns = Turns(settings.new_flows_when_busy)

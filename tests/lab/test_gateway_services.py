@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -226,12 +227,13 @@ def test_errors_reach_the_client(lab: Lab, start: Start) -> None:
 
 
 def test_other_traffic_of_the_head(lab: Lab, start: Start) -> None:
-    """While its own packets are taken: what no rule is about is as ever."""
-    start()
+    """While its own packets are taken: what no rule is about is as ever.  A service that is new answers at once."""
+    engine = start()
     with web_server(lab.node("head"), 8081):
         assert client_of(lab.node("head"), f"http://{OUTSIDE}:8081/whoami") == OUTSIDE
         assert client_of(lab.node("worker1"), f"http://{INSIDE_HEAD}:8081/whoami") == ADDRESS["worker1"]
         assert client_of(lab.node("inet2"), f"http://{OUTSIDE}:8081/whoami") == ADDRESS["inet2"]
+        assert json.loads(engine.run("status", "--json").stdout)["packets_by_reason"]["SYN_HELD"] == 0
     with connect(lab.node("head"), ADDRESS["inet3"], 7) as link:
         link.settimeout(DEADLINE_S)
         link.sendall(b"x")

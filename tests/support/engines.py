@@ -22,6 +22,7 @@ from support.packets import address
 from natengine.fastpath import configure
 from natengine.flow.records import FlowInfo
 from natengine.frontend.iptables import parse_command
+from natengine.nat.arriving import LookAtPorts, never_look
 from natengine.nat.engine import NatEngine
 from natengine.nat.interfaces import InterfaceTable
 from natengine.rules.model import RuleSet
@@ -66,12 +67,14 @@ class Gateway:
 
     def __init__(
         self, backend: ModuleType, rules: Iterable[str] = OWNER_RULES, *,
-        settings: Settings | None = None, seed: int = 1, now_ns: int = 0,
+        settings: Settings | None = None, seed: int = 1, now_ns: int = 0, look_at_ports: LookAtPorts = never_look,
     ) -> None:
         settings = settings or Settings(max_flows=1024)
         self.clock = ManualClock(now_ns)
         config = configure(settings, KEY)
-        self.engine = NatEngine(backend.FastPath(config), settings=settings, rng=random.Random(seed))
+        self.engine = NatEngine(
+            backend.FastPath(config), settings=settings, rng=random.Random(seed), look_at_ports=look_at_ports
+        )
         self.engine.replace_interfaces(InterfaceTable(INTERFACES), now_ns)
         self.engine.replace_ruleset(ruleset(rules))
 

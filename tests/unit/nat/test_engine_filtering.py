@@ -149,6 +149,27 @@ def test_rfc5382_req4_also_for_a_port_that_nobody_has(gateway: Gateway) -> None:
     assert reason_of(gateway.back(tcp(SYN))) is Reason.SYN_HELD
 
 
+def test_a_service_of_the_heads_own_that_is_new(fastpath_backend: ModuleType) -> None:
+    """Nobody has told of its port yet: the ports are looked at once more before the first SYN to it is held."""
+    ports, looks = {22}, []
+    knock = f"{OTHER_HOST} > 203.0.113.1:8080"
+
+    def look() -> bool:
+        looks.append(len(ports))
+        gateway.engine.replace_local_ports({Proto.TCP: frozenset(ports)})
+        return True
+
+    gateway = Gateway(fastpath_backend, look_at_ports=look)
+    gateway.engine.replace_local_ports({Proto.TCP: frozenset(ports)})
+    assert reason_of(gateway.back(tcp(knock))) is Reason.SYN_HELD
+    ports.add(8080)
+    assert reason_of(gateway.back(tcp(knock))) is Reason.LOCAL_IN
+    assert reason_of(gateway.back(tcp(knock))) is Reason.LOCAL_IN
+    assert looks == [1, 2], "and not for a port that is known"
+    gateway.clock.advance(10)
+    assert told(gateway) == [], "the one that was held is not refused any more"
+
+
 def test_first_fragments_are_refused_like_whole_packets(fastpath_backend: ModuleType) -> None:
     """A SYN in pieces is held and answered, and a host without room is told, once for each datagram."""
     gateway = Gateway(fastpath_backend, settings=Settings(max_flows=64, max_flows_per_host=1))
