@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "netns-lab"))     # a script directory, not an installed package
 
+from natlab import interrupts  # noqa: E402
 from natlab.errors import LabError  # noqa: E402
 
 from . import gateway, machine, report  # noqa: E402
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGHUP):      # unwind like Ctrl-C, so that the lab goes down
         signal.signal(number, lambda received, _frame: sys.exit(128 + received))
+    interrupts.keep_lost()
     try:
         return int(options.function(options))
     except LabError as error:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
-from natlab import Lab, unique_prefix
+from natlab import Lab, interrupts, unique_prefix
 from natlab.errors import LabError
 
 from . import machine, scenarios, subjects
@@ -55,6 +55,7 @@ def run(plan: Plan, output: Path) -> None:
         facts["links"] = lab.status()["links"]
         for scenario in plan.scenarios:
             for repeat, subject in _turns(scenario, plan):
+                interrupts.check()
                 _one(place, scenario, subject, repeat, plan.options, facts, file)
 
 

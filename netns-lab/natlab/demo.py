@@ -12,6 +12,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.panel import Panel
 
+from . import interrupts
 from .engine import OWNERS_COMMANDS, Engine
 from .errors import CommandFailed, LabError
 from .lab import DEFAULT_PREFIX, Lab, unique_prefix
@@ -61,6 +62,7 @@ class Demo:
             self._step("Saved, for the next boot")
             self._command("natengine save", engine.run("save").stdout)
             self._say(engine.rules_file.read_text().strip())
+        interrupts.check()
         self._console.print("\n[bold green]All of it worked.[/]")
 
     def _rules(self, engine: Engine) -> None:
@@ -138,6 +140,7 @@ class Demo:
     # ── how it is told ───────────────────────────────────────────────────────────────────────────
 
     def _step(self, title: str) -> None:
+        interrupts.check()
         self._number += 1
         self._console.print(f"\n[bold]{self._number}. {title}[/]")
 
@@ -169,6 +172,7 @@ def main(prefix: str, argv: Sequence[str]) -> int:
     parser.parse_args(list(argv))
     console = Console(highlight=False, soft_wrap=True)
     signal.signal(signal.SIGTERM, _interrupt)
+    interrupts.keep_lost()
     lab = Lab(unique_prefix("demo") if prefix == DEFAULT_PREFIX else prefix)
     was_up = bool(lab.status()["up"])
     console.print(Panel.fit("natengine: a NAT gateway in user space, on real packets"))

@@ -4,6 +4,9 @@ An exception in the middle of a step could leave something behind that no record
 event loop inside pyroute2.  So `up` and `down` run with the signals held back, and `up` asks between two
 steps, and while it waits, whether there was one.
 
+What a handler raises is lost when it comes in the middle of a finalizer (`__del__`), for Python ignores exceptions
+there; `keep_lost` has `check` raise it at the next step instead.
+
 Python runs handlers in the main thread only; in any other thread there is nothing to hold back.  The
 kernel's signal mask would hold them back too, but every child would inherit it for life.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +35,20 @@ class _Deferral:
 
 
 _current: _Deferral | None = None
+_lost: BaseException | None = None
+
+
+def keep_lost() -> None:
+    """From now on, for the whole process: keep for `check` what a handler raises into a finalizer."""
+    sys.unraisablehook = _keep
+
+
+def _keep(ignored: sys.UnraisableHookArgs) -> None:
+    global _lost
+    if isinstance(ignored.exc_value, KeyboardInterrupt | SystemExit):
+        _lost = ignored.exc_value
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 @contextlib.contextmanager
@@ -56,14 +74,20 @@ def deferred() -> Iterator[None]:
 
 
 def check() -> None:
-    """Act on a signal that was held back; for a point at which an exception does no harm.
+    """Act on a signal that was held back, or whose exception was lost; for a point at which one does no harm.
 
     Raises:
         KeyboardInterrupt, SystemExit, …: What the handler raises.  For a signal without a handler, which
             would end the process on the spot, SystemExit, so that the lab is taken down first.
     """
+    global _lost
+    if threading.current_thread() is not threading.main_thread():
+        return
+    lost, _lost = _lost, None
+    if lost is not None:
+        raise lost
     deferral = _current
-    if deferral is None or threading.current_thread() is not threading.main_thread() or not deferral.pending:
+    if deferral is None or not deferral.pending:
         return
     number = deferral.pending.pop(0)
     handler = deferral.previous[signal.Signals(number)]

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from natlab import CommandFailed, Lab, LabError, LinkKind, cli, links, namespace, processes, unique_prefix
+from natlab import CommandFailed, Lab, LabError, LinkKind, cli, interrupts, links, namespace, processes, unique_prefix
 from natlab import lab as lab_module
 from natlab.plan import NODES
 from natlab.record import RUN_DIR, files_dir, record_path
@@ -398,3 +398,21 @@ def test_signal_during_up_takes_everything_down(prefix: str, number: signal.Sign
     assert status == command.returncode
     assert "Traceback" not in said
     assert traces(prefix) == []
+
+
+class Finalized:
+    """Gets a Ctrl-C while it is taken out of memory."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_signal_in_a_finalizer(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python ignores what its handler raises there; the next step hears of it, once, and nothing is printed."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)      # so that it is put back
+    interrupts.keep_lost()
+    Finalized()
+    with pytest.raises(KeyboardInterrupt):
+        interrupts.check()
+    interrupts.check()
+    assert capsys.readouterr().err == ""
