@@ -20,7 +20,6 @@ from natengine.adapters.clock import now_ns
 from natengine.adapters.forwarding import Forwarding
 from natengine.adapters.hook_backends import open_hooks, remove_leftovers
 from natengine.adapters.hook_plan import HookPlan, Hooks, LocalService
-from natengine.adapters.localports import read_local_ports
 from natengine.adapters.nfqueue import NetfilterQueueIO
 from natengine.adapters.queuedrops import packets_without_room
 from natengine.adapters.rawsend import RawSender
@@ -29,6 +28,7 @@ from natengine.app import names
 from natengine.app.changes import Changes
 from natengine.app.log import Log
 from natengine.app.loop import Loop
+from natengine.app.port_watch import INTERVAL_NS, PortWatch
 from natengine.app.shedding import Shedding
 from natengine.app.state import open_table
 from natengine.errors import ConfigError, HostError
@@ -51,8 +51,6 @@ from natengine.wire.addr import format_ipv4
 
 T = TypeVar("T")
 
-LOOK_AT_PORTS_NS = 5_000_000_000
-LOOKS_SHARE = 20                    # looks for who knocks at a port of nobody's take a twentieth of the time at most
 TELL_REFUSALS_NS = 1_000_000_000
 CANNOT_SHED = "floods cost more than they need to, for the hooks cannot shed them: %s"
 SHED = "flood: %%d times a sender was cut down for some seconds, last %s; see packets_shed in status"
@@ -122,8 +120,9 @@ class Gateway:
             if self.state.note:
                 self.log.write(self.state.note)
             self._keep(self.state, lambda state: state.close(keep=len(fast) > 0))
+        self._ports = PortWatch(lambda ports: self.engine.replace_local_ports(ports), self.log)
         self.engine = NatEngine(
-            fast, settings=config.settings, rng=random.SystemRandom(), look_at_ports=self._look_again
+            fast, settings=config.settings, rng=random.SystemRandom(), look_at_ports=self._ports.look_for_knock
         )
         try:
             self._open(fast, ruleset, counters)
@@ -144,7 +143,7 @@ class Gateway:
             raise HostError("; ".join(problems))
         self.engine.replace_ruleset(ruleset, counters)
         self.taken_over = self.engine.take_over(config.settings.max_flows, now_ns())
-        self._look_at_local_ports()
+        self._ports.look()
         self._sender = self._keep(RawSender(), RawSender.close)
         self.io: PacketIO = self._keep(self._open_io(fast), lambda io: io.close())
         self.hooks: Hooks = open_hooks(config.settings.hooks.value, self.io.queues)
@@ -160,7 +159,7 @@ class Gateway:
             self.shedding = Shedding()
         remove_leftovers(self.hooks)
         self.loop = self._keep(Loop(self.io, expire=self._expire), Loop.close)
-        self.loop.every(LOOK_AT_PORTS_NS, self._look_at_local_ports)
+        self.loop.every(INTERVAL_NS, self._ports.look)
         self.loop.every(TELL_REFUSALS_NS, self._tell_refusals)
         self.loop.watch(self._routes.fileno(), self._interfaces_changed)
 
@@ -281,18 +280,6 @@ class Gateway:
 
     def _io_stats(self) -> dict[str, int]:
         return {**self.io.stats()._asdict(), "queue_full": packets_without_room(*self.io.queues)}
-
-    def _look_at_local_ports(self) -> None:
-        began_ns = now_ns()
-        self.engine.replace_local_ports(read_local_ports())
-        ended_ns = now_ns()
-        self._next_look_ns = ended_ns + LOOKS_SHARE * (ended_ns - began_ns)
-
-    def _look_again(self) -> bool:
-        if now_ns() < self._next_look_ns:
-            return False
-        self._look_at_local_ports()
-        return True
 
     def _stats(self) -> EngineStats:
         self.engine.note_settled(self.io.take_settled())
