@@ -39,7 +39,7 @@ class Loop:
         self._running = True
         self._closed = False
         self._timers: list[tuple[int, Callable[[], None]]] = []
-        self._selector.register(self._wake_read, selectors.EVENT_READ, self._run_tasks)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._run_task)
 
     def watch(self, fd: int, callback: Callable[[], None]) -> None:
         """Call `callback` whenever `fd` is readable."""
@@ -104,14 +104,14 @@ class Loop:
         with contextlib.suppress(OSError):          # full: it will wake anyway; or closed: it has stopped
             os.write(self._wake_write, b"\0")
 
-    def _run_tasks(self) -> None:
-        os.read(self._wake_read, 4096)
-        while True:
-            try:
-                function, result = self._tasks.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                result.set_result(function())
-            except Exception as error:  # it belongs to whoever asked
-                result.set_exception(error)
+    def _run_task(self) -> None:
+        """Run the next task, if there is one: packets do not wait for a hundred.  Each has a byte that wakes for it."""
+        os.read(self._wake_read, 1)
+        try:
+            function, result = self._tasks.get_nowait()
+        except queue.Empty:                         # the byte was for `stop`, or a signal's
+            return
+        try:
+            result.set_result(function())
+        except Exception as error:                  # it belongs to whoever asked
+            result.set_exception(error)

@@ -330,7 +330,7 @@ def test_flush_while_a_transfer_runs(lab: Lab, engine: Engine) -> None:
         assert refused.returncode == 28             # timed out
         while piece := transfer.stdout.read(1 << 20):
             digest.update(piece)
-        assert transfer.wait(60) == 0
+        assert transfer.wait(3 * DEADLINE_S) == 0
         assert digest.hexdigest() == body_sha256(TRANSFER_BYTES, 0)
         engine.type(OWNERS_COMMANDS[:2])
         assert curl(lab.node("worker2"), f"{url}/whoami").startswith(UPLINK["inet2"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from gateway_tools import (
     ADDRESS,
+    DEADLINE_S,
     ECHO,
     INSIDE_HEAD,
     PYTHON,
@@ -170,7 +171,7 @@ def test_four_hundred_downloads_at_once(lab: Lab, gateway: Engine) -> None:
         )
         for worker in WORKERS
     ]
-    answers = [process.communicate(timeout=100) for process in running]
+    answers = [process.communicate(timeout=5 * DEADLINE_S) for process in running]
     assert answers == [("200\n", "")] * 2
     for worker in WORKERS:
         flows = conntrack_lines(gateway, "-p", "tcp", "-s", ADDRESS[worker], "-d", ADDRESS["inet2"])
@@ -212,7 +213,7 @@ def test_same_icmp_identifier(lab: Lab, gateway: Engine) -> None:
         for worker in WORKERS
     ]
     for process in running:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=3 * DEADLINE_S)
         assert "5 received" in output and "DUP" not in output, output
     identifiers = [re.findall(r" id=(\d+)", line) for line in conntrack_lines(gateway, "-p", "icmp")]
     outside = [reply for original, reply in identifiers if original == "4711"]

@@ -101,6 +101,28 @@ def test_calls_come_in_order(running: Running) -> None:
     assert seen == list(range(50))
 
 
+def test_packets_have_a_turn_between_two_tasks(running: Running) -> None:
+    """However many ask at once: what has to be answered one after the other keeps no packet waiting for all of it."""
+    turns: list[int] = []
+
+    def first() -> None:
+        deadline = time.monotonic() + 10
+        while running.loop._tasks.qsize() < 20 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        turns.append(running.io.turns)
+
+    def ask() -> None:
+        tasks = [first] + [lambda: turns.append(running.io.turns)] * 20
+        askers = [threading.Thread(target=running.loop.call, args=(task,)) for task in tasks]
+        for asker in askers:
+            asker.start()
+        for asker in askers:
+            asker.join()
+
+    running.while_running(ask)
+    assert len(turns) == len(set(turns)) == 21
+
+
 def test_watched_descriptors(running: Running) -> None:
     """A callback for whatever is readable."""
     read, write = os.pipe()
