@@ -126,6 +126,9 @@ def test_a_flood_leaves_others_their_share(
     assert memory_kb(engine) < at_first + 30_000
 
 
+@pytest.mark.skipif(
+    PATIENCE > 1, reason="emulated, a sender (2500 packets a second) does not outrun the engine: nobody is to be shed"
+)
 @pytest.mark.parametrize("kind", ["scan", "spray"])
 def test_a_flood_is_shed_before_it_is_queued(
     lab: Lab, new_engine: NewEngine, owners_rules: Path, config: Path, kind: str
